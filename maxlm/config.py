@@ -1,0 +1,435 @@
+"""The whole configuration of a run: frozen pydantic models, and the one way to load them.
+
+Precedence, lowest first: the files named in `extends` (in order), the file itself, `key=value` overrides.
+Dictionaries merge key by key, lists are replaced whole. Loading reads YAML files and nothing else.
+
+    config = load("configs/runs/quickstart.yaml", ["train.batch_tokens=8192"])
+"""
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from yaml import YAMLError
+
+from maxlm.errors import ConfigError
+
+
+class Section(BaseModel):
+    """Base of every configuration section: immutable, no unknown keys, no infinities."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+def _not_bool(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("expected a number, not true or false")
+    return value
+
+
+Integer = Annotated[int, BeforeValidator(_not_bool)]
+Real = Annotated[float, BeforeValidator(_not_bool)]
+Count = Annotated[Integer, Field(gt=0)]
+Tokens = Annotated[Integer, Field(gt=0)]
+Fraction = Annotated[Real, Field(ge=0, le=1)]
+Decay = Annotated[Real, Field(ge=0, lt=1)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+
+
+class RopeConfig(Section):
+    theta: Real = Field(10000.0, gt=0, description="Base wavelength of the rotary position embedding.")
+
+
+class ModelConfig(Section):
+    vocab_size: Count = Field(description="Rows of the embedding table, in tokens; at least the tokenizer's.")
+    num_layers: Count = Field(description="Number of decoder layers.")
+    embed_dim: Count = Field(description="Width of the residual stream.")
+    num_heads: Count = Field(description="Number of query heads.")
+    num_kv_heads: Count = Field(description="Number of key and value heads; divides num_heads.")
+    head_dim: Count = Field(description="Width of one head; even, for the rotary embedding.")
+    mlp_dim: Count = Field(description="Width of the gated MLP's hidden layer.")
+    tie_embeddings: bool = Field(False, description="Use the embedding table as the output matrix.")
+    rope: RopeConfig = Field(RopeConfig(), description="Rotary position embedding.")
+    window: Count | tuple[Count | None, ...] | None = Field(
+        None,
+        description="Sliding attention window in tokens: null for full attention, one number for all layers, or a "
+        "list that repeats over the layers (its length divides num_layers).",
+    )
+    qk_norm: bool = Field(False, description="RMS-normalise queries and keys per head.")
+    norm_eps: Real = Field(1e-5, gt=0, description="Added to the mean square inside RMSNorm.")
+    init_std: Real = Field(0.02, gt=0, description="Standard deviation of the truncated-normal initialiser.")
+
+    @property
+    def window_pattern(self) -> tuple[int | None, ...]:
+        """The repeating pattern of layer windows; its length is the period of the scanned blocks."""
+        return self.window if isinstance(self.window, tuple) else (self.window,)
+
+    @model_validator(mode="after")
+    def _check(self) -> "ModelConfig":
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(f"num_kv_heads must divide num_heads, found {self.num_kv_heads} and {self.num_heads}")
+        if self.head_dim % 2:
+            raise ValueError(f"head_dim must be even, found {self.head_dim}")
+        period = len(self.window_pattern)
+        if period == 0 or self.num_layers % period:
+            raise ValueError(f"the length of window must divide num_layers, found {period} and {self.num_layers}")
+        return self
+
+
+class SourceConfig(Section):
+    path: str = Field(description="Directory of prepared shards, as maxlm-prep wrote it.")
+
+
+class StageConfig(Section):
+    tokens: Tokens = Field(description="Length of the stage in slots (examples x seq_len).")
+    weights: dict[str, Annotated[Real, Field(ge=0)]] = Field(
+        description="Share of the slots per source; normalised to a sum of 1."
+    )
+
+
+class DataConfig(Section):
+    seq_len: Count = Field(description="Length of one training example in tokens.")
+    sources: dict[Name, SourceConfig] = Field(min_length=1, description="Training sources by name.")
+    mixture: list[StageConfig] = Field(
+        min_length=1, max_length=1, description="The mixture of sources, as a list of one stage."
+    )
+    mask_documents: bool = Field(True, description="No attention across documents; positions restart.")
+    validation: dict[Name, SourceConfig] = Field({}, description="Held-out sources by name.")
+    verify: Literal["checksums", "sizes"] = Field(
+        "checksums",
+        description="What is checked before training: every byte against its checksum, or file sizes alone.",
+    )
+    workers: Annotated[Integer, Field(ge=0)] = Field(0, description="Grain worker processes; 0 reads in threads.")
+    prefetch: Count = Field(4, description="Batches that are read ahead.")
+
+    @model_validator(mode="after")
+    def _check(self) -> "DataConfig":
+        for stage in self.mixture:
+            for name in stage.weights:
+                if name not in self.sources:
+                    raise ValueError(
+                        f"mixture names the source '{name}', data.sources has {', '.join(sorted(self.sources))}"
+                    )
+            if not sum(stage.weights.values()) > 0:
+                raise ValueError("mixture: at least one weight must be above 0")
+        return self
+
+
+class TrainConfig(Section):
+    total_tokens: Tokens | None = Field(
+        None, description="Slots to train on; null for the length of the mixture, larger extends it."
+    )
+    batch_tokens: Tokens = Field(description="Slots per optimizer step over all devices; a multiple of seq_len.")
+    accumulate: Count = Field(1, description="Microbatches per optimizer step.")
+
+
+class LossConfig(Section):
+    z_loss: Real = Field(0.0, ge=0, description="Weight of the squared log-partition regulariser, in nats.")
+    chunk: Count = Field(512, description="Positions per sequence whose logits exist at one time.")
+
+
+class MeshConfig(Section):
+    data: Integer = Field(1, description="Replicas of the parameters that share the batch; -1 for the devices left.")
+    fsdp: Integer = Field(-1, description="Shards of the parameters that share the batch; -1 for the devices left.")
+    tensor: Integer = Field(1, description="Shards of heads, MLP and vocabulary; -1 for the devices left.")
+
+    @model_validator(mode="after")
+    def _check(self) -> "MeshConfig":
+        sizes = {name: getattr(self, name) for name in type(self).model_fields}
+        for name, size in sizes.items():
+            if size == 0 or size < -1:
+                raise ValueError(f"{name} must be at least 1, or -1 for the devices left; found {size}")
+        if sum(size == -1 for size in sizes.values()) > 1:
+            raise ValueError("at most one axis can be -1")
+        return self
+
+
+class PrecisionConfig(Section):
+    params: Literal["float32", "bfloat16"] = Field("float32", description="Type of the stored parameters.")
+    compute: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="Type of activations and matrix products; auto is float32 on CPU, bfloat16 elsewhere."
+    )
+
+
+# Activations that remat may keep by name; the model marks them with `checkpoint_name`.
+SAVEABLE = ("query", "key", "value", "attention", "attention_out", "mlp_gate", "mlp_up")
+
+
+class RematConfig(Section):
+    policy: Literal["none", "dots", "full"] | tuple[Literal[SAVEABLE], ...] = Field(
+        "full",
+        description="What the backward pass recomputes: none of a layer, all but its matrix products (dots), all of "
+        "it (full), or all but the named tensors.",
+    )
+
+
+class OptimizerConfig(Section):
+    name: Literal["adamw", "muon"] = Field("adamw", description="muon takes the layers' matrices, AdamW the rest.")
+    lr: Real = Field(3e-4, gt=0, description="Peak learning rate.")
+    b1: Decay = Field(0.9, description="Decay of Adam's first moment per step.")
+    b2: Decay = Field(0.95, description="Decay of Adam's second moment per step.")
+    eps: Real = Field(1e-8, gt=0, description="Added to the root of Adam's second moment.")
+    momentum: Decay = Field(0.95, description="Decay of Muon's momentum per step.")
+    weight_decay: Real = Field(0.1, ge=0, description="Decoupled decay of matrices, times the learning rate.")
+    clip_norm: Real | None = Field(1.0, gt=0, description="Largest global gradient norm; null for no clipping.")
+
+
+class ScheduleConfig(Section):
+    name: Literal["constant", "cosine", "linear", "inverse_sqrt", "wsd"] = Field(
+        "cosine", description="Shape of the learning rate after warm-up, over tokens."
+    )
+    warmup_tokens: Annotated[Integer, Field(ge=0)] = Field(0, description="Linear warm-up from 0, in slots.")
+    decay_tokens: Tokens | None = Field(
+        None, description="Length of the final linear decay of wsd, in slots; null for a tenth of the run."
+    )
+    final_ratio: Fraction = Field(0.1, description="Last learning rate as a share of the peak.")
+
+    @model_validator(mode="after")
+    def _check(self) -> "ScheduleConfig":
+        if self.name == "inverse_sqrt" and not self.warmup_tokens:
+            raise ValueError("inverse_sqrt needs warmup_tokens above 0: the rate falls as sqrt(warmup_tokens / tokens)")
+        return self
+
+
+class FaultsConfig(Section):
+    window: Count = Field(128, description="Accepted steps that the spike test looks back on.")
+    deviations: Real = Field(
+        6.0,
+        gt=0,
+        description="Standard deviations above the window's mean at which a loss or gradient norm is a spike.",
+    )
+    max_skips: Count = Field(10, description="Skipped steps in a row after which the run rewinds or stops.")
+    max_rewinds: Annotated[Integer, Field(ge=0)] = Field(
+        2, description="Rewinds to the last checkpoint (skipping the span of data) before the run stops with exit 4."
+    )
+
+
+class CheckpointConfig(Section):
+    every_minutes: Real | None = Field(20.0, gt=0, description="Minutes between temporary checkpoints; null for none.")
+    every_steps: Count | None = Field(None, description="Steps between temporary checkpoints; null for none.")
+    keep: Count = Field(2, description="Newest checkpoints kept.")
+    keep_every_steps: Count | None = Field(5000, description="Steps between checkpoints that are kept for good.")
+
+
+class EvalConfig(Section):
+    every_steps: Count | None = Field(1000, description="Steps between evaluations; null for the end alone.")
+    sequences: Count | None = Field(512, description="Sequences per held-out source; null for all.")
+
+
+class ProfileConfig(Section):
+    start_step: Count = Field(description="First step of the xprof trace.")
+    num_steps: Count = Field(3, description="Steps in the trace.")
+
+
+class LoggingConfig(Section):
+    every_steps: Count = Field(10, description="Steps between lines of metrics.jsonl.")
+    tensorboard: bool = Field(True, description="Write TensorBoard files into the run directory.")
+    profile: ProfileConfig | None = Field(None, description="Write an xprof trace into the run directory.")
+
+
+class Config(Section):
+    name: Name = Field(description="Name of the run; its directory is runs_dir/name.")
+    seed: Annotated[Integer, Field(ge=0, lt=2**32)] = Field(
+        0, description="Seed of the parameters and of the data order."
+    )
+    model: ModelConfig = Field(description="The decoder.")
+    data: DataConfig = Field(description="Sources, mixture and reading.")
+    train: TrainConfig = Field(description="Length of the run and size of a step.")
+    loss: LossConfig = Field(LossConfig(), description="Cross-entropy.")
+    mesh: MeshConfig = Field(MeshConfig(), description="Sizes of the device mesh.")
+    precision: PrecisionConfig = Field(PrecisionConfig(), description="Number formats.")
+    remat: RematConfig = Field(RematConfig(), description="Recomputation in the backward pass.")
+    optimizer: OptimizerConfig = Field(OptimizerConfig(), description="Optimizer.")
+    schedule: ScheduleConfig = Field(ScheduleConfig(), description="Learning rate over tokens.")
+    faults: FaultsConfig = Field(FaultsConfig(), description="What happens on spikes and values that are not finite.")
+    checkpoint: CheckpointConfig = Field(CheckpointConfig(), description="Saving.")
+    eval: EvalConfig = Field(EvalConfig(), description="Evaluation during training.")
+    logging: LoggingConfig = Field(LoggingConfig(), description="Metrics.")
+    runs_dir: str = Field("runs", description="Directory that holds the run directories.")
+
+    @property
+    def run_dir(self) -> Path:
+        return Path(self.runs_dir) / self.name
+
+    @property
+    def batch_size(self) -> int:
+        """Examples per optimizer step over all devices."""
+        return self.train.batch_tokens // self.data.seq_len
+
+    @property
+    def total_tokens(self) -> int:
+        """Length of the run in slots."""
+        return self.train.total_tokens or sum(stage.tokens for stage in self.data.mixture)
+
+    @model_validator(mode="after")
+    def _check(self) -> "Config":
+        batch, seq_len, parts = self.train.batch_tokens, self.data.seq_len, self.train.accumulate
+        unit = seq_len * parts
+        if batch % unit:
+            raise ValueError(
+                f"train.batch_tokens must be a multiple of data.seq_len x train.accumulate = {seq_len} x {parts} = "
+                f"{unit}, found {batch}; the nearest that works is {max(1, round(batch / unit)) * unit}"
+            )
+        # Target tokens per source are summed in uint32 on the device between two log lines.
+        if (found := batch * self.logging.every_steps) >= 2**32:
+            raise ValueError(
+                f"train.batch_tokens x logging.every_steps must be below 2^32, found {found}; "
+                f"logging.every_steps of at most {max(1, (2**32 - 1) // batch)} works"
+            )
+        return self
+
+
+S = TypeVar("S", bound=Section)
+
+
+def load(path: str | Path, overrides: Sequence[str] = (), schema: type[S] = Config) -> S:
+    """Read, merge and validate a configuration file; raises `ConfigError` with one line per problem."""
+    merged = _read(Path(path), ())
+    try:
+        for text in overrides:
+            key, equals, _ = text.partition("=")
+            if not equals or not key or "[" in key:
+                raise ConfigError(
+                    f"override '{text}': expected key=value with dots between keys; lists are replaced whole, "
+                    "for example data.mixture='[{tokens: 1e9, weights: {web: 1}}]'"
+                )
+            merged = OmegaConf.merge(merged, OmegaConf.from_dotlist([text]))
+        values = OmegaConf.to_container(merged, resolve=True)
+    except (OmegaConfBaseException, YAMLError, ValueError) as error:
+        raise ConfigError(f"{path}: {_first_line(error)}") from None
+    return validate(values, schema, str(path))
+
+
+def validate(values: Any, schema: type[S], where: str) -> S:
+    """Turn plain values into a configuration; `where` names their origin in the error."""
+    try:
+        return schema.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError("\n".join(f"{where}: {line}" for line in _explain(error, schema))) from None
+
+
+def to_yaml(config: Section) -> str:
+    """The resolved configuration, as it stands in a run directory."""
+    return OmegaConf.to_yaml(OmegaConf.create(config.model_dump(mode="json")))
+
+
+def json_schema(schema: type[Section] = Config) -> dict:
+    """JSON schema of a configuration file, for editors; `extends` is a key of files alone."""
+    document = schema.model_json_schema()
+    document["properties"] = {
+        "extends": {
+            "type": "array",
+            "items": {"type": "string"},
+            "description": "Files, relative to this one, that are read first, in order.",
+        }
+    } | document["properties"]
+    # A file may leave to `extends` or to the command line what the whole configuration requires.
+    for section in (document, *document.get("$defs", {}).values()):
+        section.pop("required", None)
+    return document
+
+
+def _read(path: Path, parents: tuple[Path, ...]):
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such configuration file" + (f" (named in {parents[-1]})" if parents else ""))
+    if path.resolve() in [parent.resolve() for parent in parents]:
+        raise ConfigError(f"{path}: extends itself through {' -> '.join(map(str, parents))}")
+    try:
+        own = OmegaConf.load(path)
+    except (OmegaConfBaseException, YAMLError, UnicodeDecodeError, OSError) as error:
+        raise ConfigError(f"{path}: not a YAML file: {_first_line(error)}") from None
+    if not OmegaConf.is_dict(own):
+        raise ConfigError(f"{path}: expected keys and values, found a {type(own).__name__}")
+    bases = own.pop("extends", [])
+    if isinstance(bases, str) or not all(isinstance(base, str) for base in bases):
+        raise ConfigError(f"{path}: extends must be a list of file names, found {bases!r}")
+    merged = OmegaConf.create({})
+    for base in bases:
+        merged = OmegaConf.merge(merged, _read(path.parent / base, (*parents, path)))
+    return OmegaConf.merge(merged, own)
+
+
+def _first_line(error: Exception) -> str:
+    return " ".join(str(error).split("\n")[:3]).strip()
+
+
+def _explain(error: ValidationError, schema: type[Section]) -> list[str]:
+    """One line per faulty key: what was found, what is allowed, and for an unknown key the nearest one."""
+    lines: dict[str, list[str]] = {}
+    for problem in error.errors():
+        key, section = _locate(problem["loc"], schema)
+        if problem["type"] == "extra_forbidden":
+            lines[key] = [f"unknown key '{key}'; {_nearest(key, section, schema)}"]
+        elif problem["type"] == "missing":
+            lines[key] = [f"missing key '{key}'"]
+        elif problem["type"] == "value_error":
+            text = str(problem["ctx"]["error"])
+            lines.setdefault(key, [f"{key}: {text}" if key else text])
+        else:
+            # The alternatives of a union arrive as several problems of one key.
+            found = lines.setdefault(key, [f"{key}: found {problem['input']!r}"])
+            found.append(problem["msg"][0].lower() + problem["msg"][1:])
+    return [found[0] + (f"; {' or '.join(dict.fromkeys(found[1:]))}" if found[1:] else "") for found in lines.values()]
+
+
+def _locate(loc: tuple, schema: type[Section]) -> tuple[str, type[Section]]:
+    """Dotted key of a pydantic location, and the section it stands in.
+
+    What pydantic adds to tell the members of a union, or a dictionary's keys from its values, is left out.
+    """
+    parts: list[str] = []
+    section: type[Section] = schema
+    annotation: Any = schema
+    for part in loc:
+        alternatives = [member for member in get_args(annotation) if member is not NoneType]
+        if get_origin(annotation) in (Union, UnionType) and len(alternatives) == 1:
+            annotation = alternatives[0]
+        if part == "[key]":
+            break
+        if isinstance(annotation, type) and issubclass(annotation, Section):
+            section = annotation
+            field = section.model_fields.get(part)
+            annotation = field.annotation if field else None
+        elif get_origin(annotation) in (dict, list):
+            annotation = get_args(annotation)[-1]
+        else:
+            break
+        parts.append(str(part))
+    return ".".join(parts), section
+
+
+def _section_of(annotation: Any) -> type[Section] | None:
+    """The section class inside an annotation such as `dict[str, SourceConfig]` or `ProfileConfig | None`."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return annotation
+    for inner in get_args(annotation):
+        if (found := _section_of(inner)) is not None:
+            return found
+    return None
+
+
+def _all_keys(schema: type[Section], prefix: str = "") -> list[str]:
+    keys = []
+    for name, field in schema.model_fields.items():
+        keys.append(prefix + name)
+        if (inner := _section_of(field.annotation)) is not None:
+            keys += _all_keys(inner, f"{prefix}{name}.")
+    return keys
+
+
+def _nearest(key: str, section: type[Section], schema: type[Section]) -> str:
+    """Name the nearest key by the spelling of its last part: in the same section, else anywhere."""
+    prefix, _, last = key.rpartition(".")
+    siblings = list(section.model_fields)
+    if close := difflib.get_close_matches(last, siblings, 1):
+        return f"the nearest is '{prefix + '.' if prefix else ''}{close[0]}'"
+    # Of keys that end alike the first one is named.
+    anywhere = {key.rpartition(".")[2]: key for key in reversed(_all_keys(schema))}
+    if close := difflib.get_close_matches(last, anywhere, 1):
+        return f"the nearest is '{anywhere[close[0]]}'"
+    return f"known here: {', '.join(siblings)}"
