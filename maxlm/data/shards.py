@@ -1,0 +1,251 @@
+"""The shard format: what data_prep writes and training reads. This docstring is its specification.
+
+A directory of shards holds one source's documents as flat tokens:
+
+    tokens-NNNNN.bin          little-endian uint16 or uint32; documents one after the other, each
+                              [BOS] tokens EOS, with BOS only where the tokenizer has one (`bos_id`)
+    tokens-NNNNN.idx          little-endian uint64: the exclusive end of every document, counted in tokens
+                              from the start of its shard, EOS included; the last one is the shard's length
+    documents-NNNNN.parquet   one row per document, in the same order: id, source, url, language, bytes, and what
+                              preparation recorded about it
+    documents.hash            rows of (hash: uint64, shard: uint32, row: uint32), little-endian, sorted by hash,
+                              where hash is the first 8 bytes (little-endian) of the SHA-256 of the document's id
+    tokenizer/                the tokenizer's files
+    manifest.json             written last and atomically; a directory without it does not exist
+
+Keys of manifest.json:
+
+    format           "maxlm-shards"
+    version          1
+    dtype            "uint16" or "uint32": type of the token files
+    tokens           number of tokens, BOS and EOS included
+    documents        number of documents
+    bytes            UTF-8 bytes of the documents' text, the denominator of bits per byte
+    tokenizer        kind        "tokenizers" (tokenizer.json) or "sentencepiece" (tokenizer.model)
+                     vocab_size  one more than the largest id
+                     bos_id      id in front of every document, or null
+                     eos_id      id after every document
+                     files       {name: {size, sha256}} of the files in tokenizer/
+    shards           list of     tokens, documents, bytes, and files {name: {size, sha256}} of one shard
+    document_hashes  {size, sha256} of documents.hash
+    pipeline         the resolved preparation pipeline that wrote the directory; for people, never read
+
+Documents are shuffled over the whole directory when it is written, unless the pipeline orders them. Empty
+documents are not written, so every document has at least [BOS] and EOS around one token.
+"""
+
+import hashlib
+import json
+from bisect import bisect_right
+from collections.abc import Mapping
+from functools import cached_property
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from maxlm.errors import DataError
+
+FORMAT, VERSION = "maxlm-shards", 1
+MANIFEST = "manifest.json"
+HASHES = "documents.hash"
+HASH_DTYPE = np.dtype([("hash", "<u8"), ("shard", "<u4"), ("row", "<u4")])
+
+
+def tokens_name(shard: int) -> str:
+    return f"tokens-{shard:05d}.bin"
+
+
+def index_name(shard: int) -> str:
+    return f"tokens-{shard:05d}.idx"
+
+
+def documents_name(shard: int) -> str:
+    return f"documents-{shard:05d}.parquet"
+
+
+def document_hash(document_id: str) -> int:
+    """The sort key of `documents.hash`."""
+    return int.from_bytes(hashlib.sha256(document_id.encode()).digest()[:8], "little")
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class FileEntry(_Record):
+    size: int
+    sha256: str
+
+
+class TokenizerEntry(_Record):
+    kind: Literal["tokenizers", "sentencepiece"]
+    vocab_size: int
+    bos_id: int | None
+    eos_id: int
+    files: dict[str, FileEntry]
+
+    @property
+    def hash(self) -> str:
+        """Identity of the tokenizer: its files' contents, whatever their directory."""
+        return _digest({name: entry.sha256 for name, entry in self.files.items()})
+
+
+class ShardEntry(_Record):
+    tokens: int
+    documents: int
+    bytes: int
+    files: dict[str, FileEntry]
+
+
+class Manifest(_Record):
+    format: Literal["maxlm-shards"] = FORMAT
+    version: Literal[1] = VERSION
+    dtype: Literal["uint16", "uint32"]
+    tokens: int
+    documents: int
+    bytes: int
+    tokenizer: TokenizerEntry
+    shards: list[ShardEntry]
+    document_hashes: FileEntry
+    pipeline: dict[str, Any] = {}
+
+    @property
+    def hash(self) -> str:
+        """Identity of the tokens and their order: a run resumes only on the same one."""
+        return _digest(self.model_dump(include={"version", "dtype", "shards"}) | {"tokenizer": self.tokenizer.hash})
+
+    @property
+    def files(self) -> dict[str, FileEntry]:
+        """Every file of the directory by its relative name, the manifest aside."""
+        found = {f"tokenizer/{name}": entry for name, entry in self.tokenizer.files.items()}
+        for shard in self.shards:
+            found |= shard.files
+        return found | {HASHES: self.document_hashes}
+
+    @property
+    def target_tokens(self) -> int:
+        """Tokens that are predicted: all but the first of each document."""
+        return self.tokens - self.documents
+
+
+def _digest(value: Mapping) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def file_entry(path: Path) -> FileEntry:
+    """Size and SHA-256 of a file."""
+    with open(path, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return FileEntry(size=path.stat().st_size, sha256=digest)
+
+
+def read_manifest(directory: str | Path) -> Manifest:
+    """The manifest of a shard directory; raises `DataError` when there is none or it cannot be read."""
+    path = Path(directory) / MANIFEST
+    if not path.is_file():
+        state = "no such directory" if not path.parent.is_dir() else "the directory has no manifest.json"
+        raise DataError(f"{directory}: {state}; expected shards written by maxlm-prep (an unfinished run has none yet)")
+    try:
+        return Manifest.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        problem = error.errors()[0]
+        key = ".".join(map(str, problem["loc"]))
+        raise DataError(f"{path}: not a manifest of version {VERSION}: {key}: {problem['msg']}") from None
+
+
+class Shards:
+    """Random access to the tokens of one directory, memory-mapped; files are opened when they are first read.
+
+    Positions count tokens over all shards in order, from 0 to `manifest.tokens`.
+    """
+
+    def __init__(self, directory: str | Path):
+        self.directory = Path(directory)
+        self.manifest = read_manifest(directory)
+        self._starts = [0, *accumulate(shard.tokens for shard in self.manifest.shards)]
+        if not self.manifest.tokens:
+            raise DataError(f"{self.directory}: holds no tokens; expected at least one document")
+        if (found := self._starts[-1]) != self.manifest.tokens:
+            raise DataError(
+                f"{self.directory / MANIFEST}: its shards hold {found} tokens, it says {self.manifest.tokens}"
+            )
+        self._tokens: dict[int, np.ndarray] = {}
+        self._ends: dict[int, np.ndarray] = {}
+
+    def __getstate__(self):
+        return {"directory": self.directory}
+
+    def __setstate__(self, state):
+        self.__init__(state["directory"])
+
+    @cached_property
+    def dtype(self) -> np.dtype:
+        return np.dtype(self.manifest.dtype).newbyteorder("<")
+
+    def __len__(self) -> int:
+        return self.manifest.tokens
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Tokens start..stop, across shard files; a view of the mapped file where one shard holds them all."""
+        first, last = self._shards_of(start, stop)
+        if first == last:
+            offset = self._starts[first]
+            return self._map_tokens(first)[start - offset : stop - offset]
+        return np.concatenate(
+            [
+                self._map_tokens(shard)[max(start - self._starts[shard], 0) : stop - self._starts[shard]]
+                for shard in range(first, last + 1)
+            ]
+        )
+
+    def ends(self, start: int, stop: int) -> np.ndarray:
+        """Exclusive ends of documents, as positions, that lie in start < end <= stop; int64, ascending."""
+        first, last = self._shards_of(start, stop)
+        parts = []
+        for shard in range(first, last + 1):
+            offset = self._starts[shard]
+            ends = self._map_ends(shard)
+            low, high = ends.searchsorted(np.array([max(start - offset, 0), stop - offset], np.uint64), "right")
+            parts.append(ends[low:high].astype(np.int64) + offset)
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def verify(self, level: Literal["checksums", "sizes"], part: int = 0, parts: int = 1) -> None:
+        """Compare the files with the manifest; raises `DataError` naming the first that differs.
+
+        `checksums` reads the files part, part + parts, ... of the list, so that processes can share the work;
+        sizes are compared for all.
+        """
+        for number, (name, entry) in enumerate(sorted(self.manifest.files.items())):
+            path = self.directory / name
+            if not path.is_file():
+                raise DataError(f"{path}: missing; the manifest lists it, prepare the data again or restore the file")
+            if (size := path.stat().st_size) != entry.size:
+                raise DataError(f"{path}: has {size} bytes, the manifest says {entry.size}; the file is damaged")
+            if level == "checksums" and number % parts == part and file_entry(path).sha256 != entry.sha256:
+                raise DataError(f"{path}: its contents differ from the manifest's checksum; the file was altered")
+
+    def _shards_of(self, start: int, stop: int) -> tuple[int, int]:
+        if not 0 <= start < stop <= len(self):
+            raise IndexError(f"tokens {start}..{stop} of {self.directory}, which has {len(self)}")
+        return bisect_right(self._starts, start) - 1, bisect_right(self._starts, stop - 1) - 1
+
+    def _map_tokens(self, shard: int) -> np.ndarray:
+        if shard not in self._tokens:
+            self._tokens[shard] = self._map(tokens_name(shard), self.dtype, self.manifest.shards[shard].tokens)
+        return self._tokens[shard]
+
+    def _map_ends(self, shard: int) -> np.ndarray:
+        if shard not in self._ends:
+            self._ends[shard] = self._map(index_name(shard), np.dtype("<u8"), self.manifest.shards[shard].documents)
+        return self._ends[shard]
+
+    def _map(self, name: str, dtype: np.dtype, count: int) -> np.ndarray:
+        path = self.directory / name
+        try:
+            # A plain view: slicing np.memmap itself costs microseconds a call.
+            return np.asarray(np.memmap(path, dtype, "r", shape=(count,)))
+        except (OSError, ValueError) as error:
+            raise DataError(f"{path}: cannot be read ({error}); the manifest lists it with {count} entries") from None
