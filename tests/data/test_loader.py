@@ -1,0 +1,239 @@
+import multiprocessing
+import subprocess
+import sys
+from contextlib import closing
+from itertools import islice
+
+import numpy as np
+import pytest
+
+from maxlm.config import DataConfig
+from maxlm.data import loader, mixture, order
+from maxlm.data.shards import Shards, index_name, tokens_name
+from maxlm.errors import ConfigError, DataError
+
+SEQ_LEN, BATCH, STEPS = 16, 8, 60
+SCHEDULE = mixture.start({"web": 0.75, "code": 0.25}, BATCH, SEQ_LEN)
+
+
+def read_steps(sources, rows=range(BATCH), schedule=SCHEDULE, steps=STEPS, seed=0):
+    return loader.Batches(sources, schedule, seed=seed, rows=rows, num_steps=steps)
+
+
+def assert_equal(one, other):
+    assert one.keys() == other.keys()
+    for name in one:
+        np.testing.assert_array_equal(one[name], other[name], err_msg=name)
+        assert one[name].dtype == other[name].dtype
+
+
+def stack(parts):
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def data_config(sources, validation=()):
+    return DataConfig(
+        seq_len=SEQ_LEN,
+        sources={name: {"path": str(path)} for name, path in sources},
+        validation={name: {"path": str(path)} for name, path in validation},
+        mixture=[{"tokens": 1000, "weights": {name: 1.0 for name, _ in sources}}],
+    )
+
+
+@pytest.mark.parametrize("readers", [1, 2, 4, 8])
+def test_global_batch_is_the_same_for_any_number_of_readers(two_sources, readers):
+    whole = read_steps(two_sources)
+    parts = [read_steps(two_sources, rows) for rows in np.split(np.arange(BATCH), readers)]
+    for step in (0, 7, STEPS - 1):
+        assert_equal(stack([part[step] for part in parts]), whole[step])
+
+
+def test_rows_come_in_the_order_asked_for(two_sources):
+    rows = [5, 0, 3]
+    assert_equal(read_steps(two_sources, rows)[4], {name: a[rows] for name, a in read_steps(two_sources)[4].items()})
+
+
+def test_a_change_of_readers_and_batch_size_loses_and_repeats_nothing(two_sources):
+    only = {"web": two_sources["web"]}
+    schedule = mixture.append(mixture.start({"web": 1}, 8, SEQ_LEN), 5, 40, batch_size=4)
+    windows = order.num_windows(len(only["web"]), SEQ_LEN)
+    two = [read_steps(only, rows, schedule) for rows in ([0, 1, 2, 3], [4, 5, 6, 7])]
+    four = [read_steps(only, [row], schedule) for row in range(4)]
+    read = [part[step] for step in range(5) for part in two] + [part[step] for step in range(5, 60) for part in four]
+    epoch = {name: array[:windows] for name, array in stack(read).items()}
+    stream = only["web"].read(0, len(only["web"]))
+    assert 40 < windows < 40 + 55 * 4
+    assert np.array_equal(np.sort(epoch["tokens"][epoch["segment_ids"] > 0]), np.sort(stream[:-1]))
+
+
+def test_every_epoch_reads_the_whole_source_in_a_new_order(two_sources):
+    only = {"code": two_sources["code"]}
+    windows = order.num_windows(len(only["code"]), SEQ_LEN)
+    source = read_steps(only, range(windows), mixture.start({"code": 1}, windows, SEQ_LEN))
+    first, second = source[0]["tokens"], source[1]["tokens"]
+    assert not np.array_equal(first, second)
+    assert sorted(map(tuple, first)) == sorted(map(tuple, second))
+
+
+def test_sources_index_the_order_of_the_configuration(two_sources):
+    source = read_steps(two_sources)
+    assert source.names == ("web", "code")
+    batches = stack([source[step] for step in range(20)])
+    first_token = batches["tokens"].max(axis=1)
+    assert np.array_equal(batches["sources"], first_token >= 10_000)
+    assert batches["sources"].dtype == np.int32 and batches["sources"].mean() == 0.25
+
+
+def test_order_of_a_source_does_not_depend_on_the_others(two_sources):
+    alone = read_steps({"code": two_sources["code"]}, schedule=mixture.start({"code": 1}, BATCH, SEQ_LEN))
+    source, window = read_steps(two_sources).windows(np.arange(400))
+    assert np.array_equal(window[source == 1], alone.windows(np.arange(100))[1])
+
+
+def test_seed_changes_the_order(two_sources):
+    tokens = [read_steps(two_sources, seed=seed)[0]["tokens"] for seed in (0, 1)]
+    assert not np.array_equal(*tokens)
+
+
+def test_seeking_to_a_step_equals_running_to_it(two_sources):
+    source = read_steps(two_sources)
+    with closing(loader.batches(source)) as reader:
+        run = list(islice(reader, 20))
+    with closing(loader.batches(source, start_step=15)) as reader:
+        sought = list(reader)
+    assert len(sought) == STEPS - 15
+    for step in range(15, 20):
+        assert_equal(run[step], source[step])
+        assert_equal(sought[step - 15], source[step])
+
+
+def test_a_finished_run_reads_nothing(two_sources):
+    with closing(loader.batches(read_steps(two_sources), start_step=STEPS)) as reader:
+        assert list(reader) == []
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_threads_and_worker_processes_give_the_same_stream(two_sources, workers):
+    source = read_steps(two_sources)
+    with closing(loader.batches(source, start_step=STEPS - 9, workers=workers, prefetch=3)) as reader:
+        read = list(reader)
+    assert len(read) == 9
+    for step, batch in enumerate(read, STEPS - 9):
+        assert_equal(batch, source[step])
+    assert not multiprocessing.active_children()
+
+
+def test_closing_early_ends_the_worker_processes(two_sources):
+    reader = loader.batches(read_steps(two_sources, steps=10**6), workers=2, prefetch=4)
+    next(reader)
+    assert len(multiprocessing.active_children()) == 2
+    reader.close()
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_shard_that_vanishes_is_named_by_the_reader(two_sources, workers):
+    directory = two_sources["web"].directory
+    (directory / tokens_name(1)).unlink()
+    source = read_steps({"web": Shards(directory)}, schedule=mixture.start({"web": 1}, BATCH, SEQ_LEN))
+    with (
+        closing(loader.batches(source, workers=workers)) as reader,
+        pytest.raises(DataError, match=tokens_name(1)),
+    ):
+        list(reader)
+
+
+def test_a_schedule_needs_all_of_its_weighted_sources(two_sources):
+    with pytest.raises(KeyError, match="code"):
+        read_steps({"web": two_sources["web"]})[0]
+    without_weight = mixture.start({"web": 1, "code": 0}, BATCH, SEQ_LEN)
+    assert (read_steps({"web": two_sources["web"]}, schedule=without_weight)[0]["sources"] == 0).all()
+
+
+def test_a_row_beyond_the_batch_is_refused(two_sources):
+    with pytest.raises(ValueError, match="row 8 of step 2, which has 8 examples"):
+        read_steps(two_sources, [0, 8])[2]
+
+
+def test_validation_reads_the_first_windows_in_written_order(two_sources):
+    shards = two_sources["web"]
+    stream = shards.read(0, len(shards))
+    read = stack(list(loader.sequential(shards, seq_len=SEQ_LEN, sequences=11, batch_size=4, rows=range(4))))
+    assert read["tokens"].shape == (12, SEQ_LEN)
+    assert np.array_equal(read["tokens"][:11].ravel(), stream[: 11 * SEQ_LEN])
+    assert not any(read[name][11].any() for name in read)
+
+
+def test_validation_reads_every_target_once_for_any_split_of_rows(two_sources):
+    shards = two_sources["code"]
+    options = {"seq_len": SEQ_LEN, "sequences": None, "batch_size": 4}
+    whole = list(loader.sequential(shards, rows=range(4), **options))
+    halves = [loader.sequential(shards, rows=rows, **options) for rows in ([0, 1], [2, 3])]
+    for batch, *parts in zip(whole, *halves, strict=True):
+        assert_equal(stack(parts), batch)
+    assert sum(batch["weights"].sum() for batch in whole) == shards.manifest.target_tokens
+
+
+def test_sources_are_opened_in_the_order_of_the_configuration(two_sources):
+    config = data_config([("web", two_sources["web"].directory)], [("held", two_sources["code"].directory)])
+    sources = loader.open_sources(config, vocab_size=2**16)
+    assert list(sources.train) == ["web"] and list(sources.validation) == ["held"]
+    assert len(sources.validation["held"]) == len(two_sources["code"])
+
+
+def test_a_missing_directory_is_named(tmp_path):
+    with pytest.raises(DataError, match="nowhere: no such directory"):
+        loader.open_sources(data_config([("web", tmp_path / "nowhere")]), vocab_size=2**16)
+
+
+@pytest.mark.parametrize("documents", [[], [[0]]])
+def test_an_empty_source_is_refused(write_shards, tmp_path, documents):
+    with pytest.raises(DataError, match="empty: holds .* expected at least one document"):
+        write_shards("empty", documents)
+        loader.open_sources(data_config([("web", tmp_path / "empty")]), vocab_size=2**16)
+
+
+def test_mixed_tokenizers_are_refused_with_both_directories(write_shards, documents_of):
+    one = write_shards("one", documents_of([9]), tokenizer="a").directory
+    other = write_shards("other", documents_of([9]), tokenizer="b").directory
+    for config in (data_config([("web", one), ("code", other)]), data_config([("web", one)], [("held", other)])):
+        with pytest.raises(ConfigError, match=r"/one and .*/other were prepared with different tokenizers"):
+            loader.open_sources(config, vocab_size=2**16)
+
+
+def test_a_vocabulary_that_is_too_small_is_refused_with_one_that_works(write_shards, documents_of):
+    directory = write_shards("web", documents_of([9]), vocab_size=50_257).directory
+    loader.open_sources(data_config([("web", directory)]), vocab_size=50_257)
+    with pytest.raises(ConfigError, match=r"vocab_size is 50256, .* has 50257 ids; .* for example 50304"):
+        loader.open_sources(data_config([("web", directory)]), vocab_size=50_256)
+
+
+@pytest.mark.parametrize("name", [tokens_name(1), index_name(2), "documents-00000.parquet", "documents.hash"])
+def test_missing_truncated_and_altered_files_are_named(two_sources, name):
+    shards = two_sources["web"]
+    path = shards.directory / name
+    content = path.read_bytes()
+    shards.verify("checksums")
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    shards.verify("sizes")
+    with pytest.raises(DataError, match=f"{name}.*altered"):
+        shards.verify("checksums")
+    path.write_bytes(content[:-1])
+    with pytest.raises(DataError, match=f"{name}.*has {len(content) - 1} bytes"):
+        shards.verify("sizes")
+    path.unlink()
+    with pytest.raises(DataError, match=f"{name}: missing"):
+        shards.verify("sizes")
+
+
+def test_a_truncated_token_file_is_named_when_it_is_read(two_sources):
+    shards = Shards(two_sources["code"].directory)
+    path = shards.directory / tokens_name(0)
+    path.write_bytes(path.read_bytes()[:-8])
+    with pytest.raises(DataError, match=f"{tokens_name(0)}: cannot be read"):
+        read_steps({"code": shards}, schedule=mixture.start({"code": 1}, BATCH, SEQ_LEN))[0]
+
+
+def test_importing_the_loader_imports_no_jax():
+    code = "import sys, maxlm.data.loader; sys.exit(any(name in sys.modules for name in ('jax', 'grain')))"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -1,0 +1,132 @@
+"""How many tokens per second one process reads through the path that training uses.
+
+    python tools/bench_loader.py --tokens 67108864 --seq-len 2048 --batch-size 64
+
+Writes synthetic shards into a temporary folder, reads them once to warm the page cache, then times runs of
+`loader.batches` and prints one line of JSON with the median. No accelerator takes part.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import tempfile
+import time
+from contextlib import closing
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+
+from maxlm.data import loader, mixture
+from maxlm.data.shards import (
+    HASH_DTYPE,
+    HASHES,
+    MANIFEST,
+    Manifest,
+    ShardEntry,
+    Shards,
+    TokenizerEntry,
+    file_entry,
+    index_name,
+    tokens_name,
+)
+
+
+def main() -> None:
+    args = parse()
+    with tempfile.TemporaryDirectory() as folder:
+        names = [f"source{number}" for number in range(args.sources)]
+        sources = {name: write(Path(folder) / name, args, seed) for seed, name in enumerate(names)}
+        runs = [measure(sources, args, seed) for seed in range(args.runs + 1)][1:]  # the first warms the cache
+    line = {
+        "tokens_per_second": round(statistics.median(runs)),
+        "lowest": round(min(runs)),
+        "highest": round(max(runs)),
+        **vars(args),
+        "cpu": cpu_name(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "numpy": version("numpy"),
+        "grain": version("grain"),
+    }
+    print(json.dumps(line))
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="Tokens per second of the data loader.", formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("--tokens", type=int, default=2**26, help="tokens of each source")
+    parser.add_argument("--document-tokens", type=int, default=500, help="mean length of a document, in tokens")
+    parser.add_argument("--shards", type=int, default=4, help="shard files of each source")
+    parser.add_argument("--sources", type=int, default=1, help="sources, equally weighted")
+    parser.add_argument("--dtype", choices=["uint16", "uint32"], default="uint16", help="type of the token files")
+    parser.add_argument("--seq-len", type=int, default=2048, help="tokens of an example")
+    parser.add_argument("--batch-size", type=int, default=64, help="examples of a step")
+    parser.add_argument("--steps", type=int, default=500, help="steps of a run")
+    parser.add_argument("--runs", type=int, default=7, help="timed runs; the median counts")
+    parser.add_argument("--workers", type=int, default=0, help="worker processes; 0 reads in a thread")
+    parser.add_argument("--prefetch", type=int, default=4, help="batches read ahead")
+    parser.add_argument("--no-mask-documents", dest="mask_documents", action="store_false", help="one text per window")
+    return parser.parse_args()
+
+
+def measure(sources: dict[str, Shards], args: argparse.Namespace, seed: int) -> float:
+    """Tokens per second from the second batch to the last: starting threads or processes is not counted."""
+    schedule = mixture.start(dict.fromkeys(sources, 1.0), args.batch_size, args.seq_len)
+    source = loader.Batches(
+        sources,
+        schedule,
+        seed=seed,
+        rows=range(args.batch_size),
+        num_steps=args.steps,
+        mask_documents=args.mask_documents,
+    )
+    with closing(loader.batches(source, workers=args.workers, prefetch=args.prefetch)) as reader:
+        next(reader)
+        begin = time.perf_counter()
+        count = sum(batch["tokens"].size for batch in reader)
+        return count / (time.perf_counter() - begin)
+
+
+def write(directory: Path, args: argparse.Namespace, seed: int) -> Shards:
+    """Shards of random tokens and geometric document lengths; without texts, so without documents' tables."""
+    directory.mkdir()
+    rng = np.random.default_rng(seed)
+    entries = []
+    for number in range(args.shards):
+        size = args.tokens // args.shards
+        tokens = rng.integers(1, 2**15, size, np.uint16).astype(args.dtype)
+        cuts = np.flatnonzero(rng.random(size - 3) < 1 / args.document_tokens) + 2
+        ends = np.append(cuts[np.append(True, np.diff(cuts) > 1)], size).astype("<u8")
+        tokens[ends - 1] = 0
+        paths = [directory / tokens_name(number), directory / index_name(number)]
+        tokens.tofile(paths[0])
+        ends.tofile(paths[1])
+        files = {path.name: file_entry(path) for path in paths}
+        entries.append(ShardEntry(tokens=size, documents=len(ends), bytes=4 * size, files=files))
+    np.empty(0, HASH_DTYPE).tofile(directory / HASHES)
+    manifest = Manifest(
+        dtype=args.dtype,
+        tokens=sum(entry.tokens for entry in entries),
+        documents=sum(entry.documents for entry in entries),
+        bytes=sum(entry.bytes for entry in entries),
+        tokenizer=TokenizerEntry(kind="tokenizers", vocab_size=2**15, bos_id=None, eos_id=0, files={}),
+        shards=entries,
+        document_hashes=file_entry(directory / HASHES),
+    )
+    (directory / MANIFEST).write_text(manifest.model_dump_json())
+    return Shards(directory)
+
+
+def cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+if __name__ == "__main__":
+    main()
