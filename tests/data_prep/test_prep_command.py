@@ -1,0 +1,111 @@
+"""The command line: exit codes, one-line errors, and the pipelines that come with the project."""
+
+import json
+import os
+import resource
+from pathlib import Path
+
+import pytest
+import yaml
+
+from data_prep.config import Pipeline
+from maxlm.config import load
+
+CONFIGS = Path(__file__).parents[2] / "configs" / "prep"
+
+
+@pytest.fixture
+def file(tmp_path, pipeline):
+    path = tmp_path / "pipeline.yaml"
+    path.write_text(yaml.safe_dump(pipeline().model_dump(mode="json", exclude_none=True)))
+    return path
+
+
+@pytest.mark.parametrize(
+    "override, code, message",
+    [
+        ("tokenizer.vocab_siz=300", 2, "unknown key 'tokenizer.vocab_siz'; the nearest is 'tokenizer.vocab_size'"),
+        (
+            "tokenizer.vocab_size=100",
+            2,
+            "tokenizer.vocab_size: found 100; input should be greater than or equal to 259",
+        ),
+        ("validation.fraction=1.5", 2, "validation.fraction: found 1.5"),
+        ("ingest.on_invalid_utf8=ignore", 2, "'replace', 'skip' or 'fail'"),
+        ("ingest.sources.web.path=nowhere", 3, "nowhere: no such file or directory"),
+        ("ingest.sources.web.include=['*.none']", 3, "empty corpus"),
+        ("output=/dev/null/x", 1, "cannot be written"),
+    ],
+)
+def test_bad_input_is_one_line_and_an_exit_code(command, file, override, code, message):
+    done = command("run", file, override)
+    assert done.returncode == code and message in done.stderr, done.stderr
+    assert done.stderr.startswith("error: ") and len(done.stderr.strip().splitlines()) == 1
+
+
+def test_a_full_disk_is_named_and_earlier_results_stay(tmp_path, command, file, contents):
+    """A limit on the size of files stands for the full disk: the system refuses the write in the same way."""
+    assert command("run", file).returncode == 0
+    before = contents(tmp_path / "out")
+
+    def limit():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
+
+    done = command("run", file, "seed=1", preexec_fn=limit)
+    assert done.returncode == 1 and "cannot be written" in done.stderr and str(tmp_path) in done.stderr
+    assert contents(tmp_path / "out") == before
+    assert command("run", file, "seed=1").returncode == 0
+
+
+def test_verify_names_an_altered_file(tmp_path, command, file):
+    command("run", file)
+    assert "files as written" in command("verify", tmp_path / "out" / "web").stdout
+    damaged = tmp_path / "out" / "web" / "tokens-00000.bin"
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"\xff")
+    done = command("verify", tmp_path / "out" / "web")
+    assert done.returncode == 3 and "tokens-00000.bin" in done.stderr
+    assert command("verify", tmp_path / "nowhere").returncode == 3
+
+
+def test_the_schema_describes_every_field(command):
+    schema = json.loads(command("schema").stdout)
+    definitions = [schema, *schema["$defs"].values()]
+    for definition in definitions:
+        for name, field in definition["properties"].items():
+            assert "description" in field, name
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_pipelines_of_the_project_are_valid(path):
+    assert load(path, [], Pipeline).ingest.sources
+
+
+def test_the_quickstart_prepares_the_standard_library(tmp_path, command):
+    """On a part of it: the modules of three packages."""
+    root = Path(os.__file__).parent
+    done = command(
+        "run",
+        CONFIGS / "quickstart.yaml",
+        f"ingest.sources.stdlib.path={root}",
+        "ingest.sources.stdlib.include=['json/*.py','email/*.py','asyncio/*.py']",
+        "tokenizer.vocab_size=500",
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "prepared" / "stdlib" / "manifest.json").is_file()
+    assert "bytes/token" in done.stdout
+
+
+def test_the_package_needs_no_accelerator_library(command, file):
+    """Preparation runs on machines without jax."""
+    import subprocess
+    import sys
+
+    code = "import sys; sys.modules['jax'] = None; from data_prep.cli import main; main()"
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", code, "run", str(file), "workers=1"],
+        env=os.environ | {"PYTHONPATH": str(root)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
