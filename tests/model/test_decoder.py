@@ -1,0 +1,272 @@
+"""The decoder against a plain float64 implementation, and what must not change its results."""
+
+import itertools
+import math
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax.sharding import Mesh
+from tiny import model_config
+
+from maxlm.config import SAVEABLE, MeshConfig, ModelConfig
+from maxlm.model.decoder import abstract, initial_parameters
+from maxlm.parallel.mesh import build_mesh
+from maxlm.parallel.sharding import tree_shardings
+
+VARIANTS = {
+    "untied": {},
+    "tied": {"tie_embeddings": True},
+    "windows": {"num_layers": 4, "window": (3, None), "qk_norm": True, "num_kv_heads": 1},
+}
+
+
+class Case(NamedTuple):
+    config: ModelConfig
+    graphdef: nnx.GraphDef
+    params: dict
+
+
+def make_case(variant: str) -> Case:
+    """A model whose parameters are large enough for every part of it to show in the logits."""
+    config, random = model_config(rope={"theta": 100.0}, **VARIANTS[variant]), np.random.default_rng(1)
+    graphdef, shapes, axes = abstract(config)
+
+    def draw(shape: jax.ShapeDtypeStruct, names: tuple[str, ...]) -> jax.Array:
+        return jnp.asarray(random.normal("norm" in names, 0.3, shape.shape), jnp.float32)
+
+    return Case(config, graphdef, jax.tree.map(draw, shapes, axes))
+
+
+@pytest.fixture(params=VARIANTS, scope="module")
+def case(request: pytest.FixtureRequest) -> Case:
+    return make_case(request.param)
+
+
+# A row of three documents and padding.
+TOKENS = np.random.default_rng(0).integers(64, size=(1, 18)).astype(np.int32)
+SEGMENTS = np.array([1] * 5 + [2] * 7 + [3] * 4 + [0] * 2, np.int32)[None]
+POSITIONS = np.array([*range(5), *range(7), *range(4), 0, 0], np.int32)[None]
+BOUNDS = [(0, 5), (5, 12), (12, 16)]
+# Of a scalar made of the logits, by which gradients are taken; padding has no part in it.
+DIRECTIONS = np.random.default_rng(2).normal(size=(1, 18, 64)).astype(np.float32) * (SEGMENTS > 0)[..., None]
+
+
+@partial(jax.jit, static_argnums=0)
+def forward(graphdef: nnx.GraphDef, params: dict, tokens, segment_ids=None, positions=None) -> jax.Array:
+    return nnx.merge(graphdef, params)(tokens, segment_ids, positions)
+
+
+@partial(jax.jit, static_argnums=0)
+def with_gradient(graphdef: nnx.GraphDef, params: dict, tokens, segment_ids, positions, directions):
+    """Logits, and the gradient of their product with the directions."""
+
+    def scalar(params):
+        logits = forward(graphdef, params, tokens, segment_ids, positions)
+        return jnp.sum(logits * directions), logits
+
+    gradient, logits = jax.grad(scalar, has_aux=True)(params)
+    return logits, gradient
+
+
+def assert_trees_close(found: dict, wanted: dict, tolerance: float) -> None:
+    """Every leaf within the tolerance times its root mean square."""
+    for (path, one), other in zip(jax.tree.leaves_with_path(found), jax.tree.leaves(wanted), strict=True):
+        scale = math.sqrt(float(jnp.mean(jnp.square(other))))
+        np.testing.assert_allclose(one, other, atol=tolerance * scale, err_msg=jax.tree_util.keystr(path))
+
+
+class Float64Decoder:
+    """One row of tokens through a Llama-like decoder, written without regard to speed."""
+
+    def __init__(self, config: ModelConfig, params: dict):
+        self.config, self.params = config, jax.tree.map(lambda p: np.asarray(p, np.float64), params)
+
+    def __call__(self, tokens: np.ndarray, segments: np.ndarray, positions: np.ndarray) -> np.ndarray:
+        x = self.params["embedding"][tokens]
+        pattern = self.config.window_pattern
+        for layer in range(self.config.num_layers):
+            repeat, place = divmod(layer, len(pattern))
+            params = jax.tree.map(lambda p, repeat=repeat: p[repeat], self.params["blocks"][str(place)])
+            normed = self.norm(x, params["attention_norm"])
+            x = x + self.attention(params["attention"], normed, segments, positions, pattern[place])
+            normed = self.norm(x, params["mlp_norm"])
+            gate, up = normed @ params["mlp"]["gate"], normed @ params["mlp"]["up"]
+            x = x + (gate / (1 + np.exp(-gate)) * up) @ params["mlp"]["down"]
+        output = self.params["embedding"].T if self.config.tie_embeddings else self.params["output"]
+        return self.norm(x, self.params["final_norm"]) @ output
+
+    def norm(self, x: np.ndarray, params: dict) -> np.ndarray:
+        return x / np.sqrt((x**2).mean(-1, keepdims=True) + self.config.norm_eps) * params["scale"]
+
+    def rotate(self, x: np.ndarray, positions: np.ndarray) -> np.ndarray:
+        """Rotary embedding: the halves of a head are the real and imaginary parts of numbers that turn."""
+        half = self.config.head_dim // 2
+        speed = self.config.rope.theta ** (-np.arange(half) / half)
+        turned = (x[..., :half] + 1j * x[..., half:]) * np.exp(1j * positions[:, None] * speed)
+        return np.concatenate([turned.real, turned.imag], -1)
+
+    def attention(self, params: dict, x: np.ndarray, segments, positions, window: int | None) -> np.ndarray:
+        total = np.zeros_like(x)
+        for head in range(self.config.num_heads):
+            group = head * self.config.num_kv_heads // self.config.num_heads
+            query, key = x @ params["query"][:, head], x @ params["key"][:, group]
+            if self.config.qk_norm:
+                query, key = self.norm(query, params["query_norm"]), self.norm(key, params["key_norm"])
+            query, key, value = (
+                self.rotate(query, positions),
+                self.rotate(key, positions),
+                x @ params["value"][:, group],
+            )
+            for s in range(len(x)):
+                first = 0 if window is None else max(0, s - window + 1)
+                seen = [t for t in range(first, s + 1) if segments[t] == segments[s]]
+                weights = np.exp(key[seen] @ query[s] / math.sqrt(self.config.head_dim))
+                total[s] += (weights / weights.sum()) @ value[seen] @ params["out"][head]
+        return total
+
+
+def test_logits_equal_a_float64_implementation(case: Case) -> None:
+    exact = Float64Decoder(case.config, case.params)
+    packed, _ = with_gradient(case.graphdef, case.params, TOKENS, SEGMENTS, POSITIONS, DIRECTIONS)
+    wanted = exact(TOKENS[0], SEGMENTS[0], POSITIONS[0])
+    assert np.std(wanted) > 1
+    np.testing.assert_allclose(packed[0], wanted, atol=1e-4)
+    # Without segments and positions a row is one document.
+    plain = forward(case.graphdef, case.params, TOKENS)
+    np.testing.assert_allclose(plain[0], exact(TOKENS[0], np.ones(18), np.arange(18)), atol=1e-4)
+
+
+def test_packed_equals_alone_in_values_and_gradients(case: Case) -> None:
+    packed, packed_gradient = with_gradient(case.graphdef, case.params, TOKENS, SEGMENTS, POSITIONS, DIRECTIONS)
+    gradients = []
+    for start, stop in BOUNDS:
+
+        def alone_in_a_row(array: np.ndarray, span=slice(start, stop)) -> np.ndarray:
+            row = np.zeros_like(array)
+            row[:, : span.stop - span.start] = array[:, span]
+            return row
+
+        row = map(alone_in_a_row, (TOKENS, np.ones_like(SEGMENTS), POSITIONS, DIRECTIONS))
+        alone, gradient = with_gradient(case.graphdef, case.params, *row)
+        np.testing.assert_allclose(alone[:, : stop - start], packed[:, start:stop], atol=1e-4)
+        gradients.append(gradient)
+    assert_trees_close(packed_gradient, jax.tree.map(lambda *parts: sum(parts), *gradients), 1e-4)
+
+
+def test_padding_does_not_matter(case: Case) -> None:
+    others = np.where(SEGMENTS > 0, TOKENS, (TOKENS + 1) % 64)
+    results = [
+        with_gradient(case.graphdef, case.params, tokens, SEGMENTS, POSITIONS, DIRECTIONS)
+        for tokens in (TOKENS, others)
+    ]
+    np.testing.assert_array_equal(results[0][0][:, :16], results[1][0][:, :16])
+    jax.tree.map(np.testing.assert_array_equal, results[0][1], results[1][1])
+
+
+def test_decoding_with_a_cache_equals_the_full_forward_pass(case: Case) -> None:
+    full = forward(case.graphdef, case.params, TOKENS)
+
+    @jax.jit
+    def extend(caches, tokens, segment_ids, positions):
+        model = nnx.merge(case.graphdef, case.params)
+        x, caches = model.hidden(tokens, segment_ids, positions, caches)
+        return model.logits(x), caches
+
+    # Three slots of padding on the left, which hold tokens that must not be seen.
+    caches = nnx.merge(case.graphdef, case.params).empty_caches(1, 16)
+    tokens = np.concatenate([TOKENS[:, -3:], TOKENS[:, :5]], 1)
+    segment_ids, positions = np.array([[0] * 3 + [1] * 5]), np.array([[0] * 3 + [*range(5)]])
+    logits, caches = extend(caches, tokens, segment_ids, positions)
+    np.testing.assert_allclose(logits[:, 3:], full[:, :5], atol=1e-4)
+    for place in range(5, 12):
+        one = np.ones((1, 1), int)
+        logits, caches = extend(caches, TOKENS[:, place : place + 1], one, one * place)
+        np.testing.assert_allclose(logits[:, 0], full[:, place], atol=1e-4)
+
+
+@pytest.mark.parametrize("remat", ["dots", "full", ("query", "attention_out")])
+def test_remat_changes_neither_logits_nor_gradient(remat: str | tuple[str, ...]) -> None:
+    case = make_case("untied")
+    graphdefs = case.graphdef, abstract(case.config, remat=remat)[0]
+    wanted, found = (with_gradient(g, case.params, TOKENS, SEGMENTS, POSITIONS, DIRECTIONS) for g in graphdefs)
+    np.testing.assert_allclose(found[0], wanted[0], atol=1e-4)
+    assert_trees_close(found[1], wanted[1], 1e-4)
+
+
+def residual_bytes(config: ModelConfig, remat: str | tuple[str, ...]) -> int:
+    """Bytes that the forward pass hands to the backward pass."""
+    graphdef, shapes, _ = abstract(config, remat=remat)
+    tokens = jax.ShapeDtypeStruct((4, 32), jnp.int32)
+    residuals = jax.eval_shape(
+        lambda params, tokens: jax.vjp(lambda p: forward(graphdef, p, tokens), params)[1], shapes, tokens
+    )
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(residuals))
+
+
+def test_remat_policies_keep_what_they_say() -> None:
+    config = model_config()
+    none, dots, full = (residual_bytes(config, policy) for policy in ("none", "dots", "full"))
+    assert none > dots > full
+    widths = {"query": 16, "key": 8, "value": 8, "attention": 16, "attention_out": 16, "mlp_gate": 32, "mlp_up": 32}
+    assert set(widths) == set(SAVEABLE)
+    for name, width in widths.items():
+        # float32 activations of 4 x 32 positions in 2 layers.
+        assert residual_bytes(config, (name,)) - full == 4 * 2 * 4 * 32 * width, name
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_first_loss_is_near_that_of_a_uniform_guess(tied: bool) -> None:
+    config = model_config(tie_embeddings=tied)
+    params = jax.jit(initial_parameters, static_argnums=0)(config, jax.random.key(0))
+    tokens = np.random.default_rng(0).integers(64, size=(8, 33))
+    log_likelihood = jax.nn.log_softmax(forward(abstract(config)[0], params, tokens[:, :-1]))
+    loss = -np.take_along_axis(np.asarray(log_likelihood), tokens[:, 1:, None], -1).mean()
+    assert loss == pytest.approx(math.log(64), abs=0.02)
+
+
+FACTORISATIONS = [sizes for sizes in itertools.product((1, 2, 4, 8), repeat=3) if math.prod(sizes) == 8]
+
+
+def test_initial_parameters_are_equal_on_every_mesh() -> None:
+    config = model_config(num_heads=8, num_kv_heads=8)
+    _, shapes, axes = abstract(config)
+
+    def build(mesh: Mesh) -> dict:
+        shardings = tree_shardings(axes, mesh)
+        # Ten programs that run once: their machine code need not be fast.
+        options = {"xla_backend_optimization_level": 0}
+        initialise = jax.jit(partial(initial_parameters, config), out_shardings=shardings, compiler_options=options)
+        return initialise(jax.random.key(3))
+
+    alone = build(build_mesh(MeshConfig(), jax.devices()[:1]))
+    for data, fsdp, tensor in FACTORISATIONS:
+        params = build(build_mesh(MeshConfig(data=data, fsdp=fsdp, tensor=tensor)))
+        jax.tree.map(np.testing.assert_array_equal, params, alone)
+        assert params["output"].sharding.shard_shape((16, 64)) == (16 // fsdp, 64 // tensor)
+
+
+def test_initial_parameters_have_the_scale_that_is_asked_for() -> None:
+    config = model_config(num_layers=8, embed_dim=64, mlp_dim=128, init_std=0.1)
+    params = jax.jit(initial_parameters, static_argnums=0)(config, jax.random.key(0))
+    layer = params["blocks"]["0"]
+    cut = 0.8796  # standard deviation of a normal variable cut at two of its own
+    for matrix in (params["embedding"], layer["attention"]["query"], layer["mlp"]["up"]):
+        assert float(jnp.std(matrix)) == pytest.approx(0.1 * cut, rel=0.03) and float(jnp.max(jnp.abs(matrix))) <= 0.2
+    for matrix in (layer["attention"]["out"], layer["mlp"]["down"]):
+        assert float(jnp.std(matrix)) == pytest.approx(0.1 * cut / math.sqrt(2 * 8), rel=0.03)
+    assert not np.array_equal(layer["mlp"]["up"][0], layer["mlp"]["up"][1])
+
+
+def test_bfloat16_computes_in_bfloat16_and_gives_float32_logits() -> None:
+    case = make_case("untied")
+    low = abstract(case.config, dtype=jnp.bfloat16)[0]
+    hidden = jax.eval_shape(lambda params: nnx.merge(low, params).hidden(jnp.asarray(TOKENS))[0], case.params)
+    assert hidden.dtype == jnp.bfloat16
+    logits, exact = (forward(graphdef, case.params, TOKENS) for graphdef in (low, case.graphdef))
+    assert logits.dtype == exact.dtype == jnp.float32
+    assert 1e-3 < float(jnp.std(logits - exact) / jnp.std(exact)) < 0.1
