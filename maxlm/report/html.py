@@ -1,0 +1,286 @@
+"""`maxlm report`: one HTML page of one or several runs that needs no network and no other file.
+
+write_report([Path("runs/demo"), Path("runs/demo-muon")], Path("report.html"))
+"""
+
+import itertools
+import json
+import math
+import os
+from collections.abc import Iterable, Sequence
+from html import escape
+from pathlib import Path
+
+import numpy as np
+
+from maxlm.errors import SaveError
+from maxlm.report.charts import axis_knots, build_charts, event_marks, event_text
+from maxlm.report.page import PALETTE, POLICY, SCRIPT, STYLE
+from maxlm.report.progress import compact, duration
+from maxlm.report.runs import Run, config_differences, read_runs
+
+ALIKE = 4  # events of one kind in a row that the table still lists one by one
+
+
+def write_report(run_dirs: Sequence[str | Path], out: str | Path) -> Path:
+    """Write the page of `run_dirs` to `out`, atomically; returns its path.
+
+    Raises `DataError` naming a directory that is missing or has no metrics.jsonl, `SaveError` when `out` cannot be
+    written.
+    """
+    from plotly.offline import get_plotlyjs
+
+    runs = read_runs([Path(path) for path in run_dirs])
+    sections = build_charts(runs)
+    data = {
+        "palette": PALETTE,
+        "runs": [{"label": run.label, "knots": axis_knots(run)} for run in runs],
+        "events": event_marks(runs),
+        "charts": [chart for _, charts in sections for chart in charts],
+    }
+    body = [_header(runs), _summary(runs)]
+    if sections:
+        body += [_controls(runs), *_chart_sections(sections)]
+    else:
+        body.append('<p class="soft">No step has been logged yet.</p>')
+    body += [_validation_table(runs), _event_table(runs), _configs(runs)]
+    # `<` could end the element; JSON reads the escape as the same character.
+    text = json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", r"\u003c")
+    script = [
+        f'<script type="application/json" id="data">{text}</script>',
+        f"<script>{get_plotlyjs()}</script>",
+        f"<script>{SCRIPT}</script>",
+    ]
+    return _write(Path(out), _document(_title(runs), body + (script if sections else [])))
+
+
+def _document(title: str, body: Iterable[str]) -> str:
+    return "\n".join(
+        [
+            '<!doctype html><html lang="en"><head><meta charset="utf-8">',
+            f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">',
+            '<meta name="viewport" content="width=device-width, initial-scale=1">',
+            f"<title>{escape(title)}</title><style>{STYLE}</style></head><body><main>",
+            *body,
+            "</main></body></html>\n",
+        ]
+    )
+
+
+def _write(out: Path, text: str) -> Path:
+    new = out.with_name(out.name + ".new")
+    try:
+        new.write_text(text, encoding="utf-8")
+        os.replace(new, out)
+    except OSError as error:
+        raise SaveError(f"{out}: the report cannot be written ({error})") from None
+    return out
+
+
+def _title(runs: list[Run]) -> str:
+    return f"{', '.join(run.label for run in runs)} · maxlm"
+
+
+def _header(runs: list[Run]) -> str:
+    if len(runs) > 1:
+        return (
+            f'<h1>{len(runs)} runs compared</h1><div class="soft">{escape(", ".join(run.label for run in runs))}</div>'
+        )
+    run = runs[0]
+    parts = [_status(run)]
+    if times := [event["time"] for event in run.events if "time" in event]:
+        parts.append(f"{escape(_clock(times[0]))} to {escape(_clock(times[-1]))} UTC")
+    parts += [escape(text) for text in (_hardware(run), _versions(run)) if text]
+    return f'<h1>{escape(run.label)}</h1><div class="soft">{" &nbsp;·&nbsp; ".join(parts)}</div>'
+
+
+def _status(run: Run) -> str:
+    hint = "running, or stopped without a word" if run.status == "unfinished" else ""
+    return f'<span class="status {run.status}" title="{hint}">{run.status}</span>'
+
+
+def _hardware(run: Run) -> str:
+    event = run.last_event("started", "resumed")
+    kind, count = event.get("device_kind") or run.last_event("started").get("device_kind"), event.get("devices")
+    return " × ".join(str(part) for part in (count, kind) if part)
+
+
+def _versions(run: Run) -> str:
+    versions = run.last_event("started").get("versions")
+    if not isinstance(versions, dict):
+        return ""
+    return ", ".join(f"{name} {versions[name]}" for name in ("maxlm", "jax") if name in versions)
+
+
+def _clock(time: str) -> str:
+    """An ISO time to the second, which the page does not break over two lines."""
+    return time[:19].replace("T", "\N{NO-BREAK SPACE}")
+
+
+def _figures(run: Run) -> list[tuple[str, str, str]]:
+    """(label, value, small print) of what sums a run up."""
+    last = run.lines[-1] if run.lines else {}
+    losses = run.last_losses
+    skipped = int(np.nansum(run.column("skipped"))) if run.lines else 0
+    parameters = run.last_event("started").get("parameters")
+    return [
+        ("Parameters", compact(parameters) if parameters else "–", ""),
+        ("Tokens", compact(last["tokens"]) if last.get("tokens") is not None else "–", "slots, padding included"),
+        ("Steps", f"{last['step']:,}" if last else "–", f"{skipped:,} skipped"),
+        (
+            "Training loss",
+            f"{losses.mean():.4f}" if len(losses) else "–",
+            f"mean of the last {len(losses)} lines" if len(losses) > 1 else "last line",
+        ),
+        *_validation_figures(run),
+        *_speed_figures(run),
+    ]
+
+
+def _validation_figures(run: Run) -> list[tuple[str, str, str]]:
+    if not run.validation:
+        return [(label, "–", "") for label in ("Validation loss", "Perplexity", "Bits per byte")]
+    step, loss, bits = min(run.validation, key=lambda entry: entry[1])
+    where = f"best, at step {step:,}"
+    return [
+        ("Validation loss", f"{loss:.4f}", where),
+        ("Perplexity", f"{math.exp(loss):,.2f}" if loss < 700 else "–", where),
+        ("Bits per byte", f"{bits:.4f}" if math.isfinite(bits) else "–", where),
+    ]
+
+
+def _speed_figures(run: Run) -> list[tuple[str, str, str]]:
+    speed, mfu = (_median(run.column(key)) for key in ("tokens_per_second", "mfu"))
+    goodput = run.last_event("finished").get("goodput")
+    if goodput is None:
+        goodput = next((line["goodput"] for line in reversed(run.evals) if line.get("goodput") is not None), None)
+    return [
+        ("Tokens/s", f"{speed:,.0f}" if speed is not None else "–", "median"),
+        ("MFU", f"{mfu:.1%}" if mfu is not None else "–", "median" if mfu is not None else "peak unknown"),
+        ("Goodput", f"{goodput:.1%}" if goodput is not None else "–", "productive share of time"),
+        ("Time in steps", duration(run.hours[-1] * 3600) if run.lines else "–", ""),
+    ]
+
+
+def _median(values: np.ndarray) -> float | None:
+    finite = values[np.isfinite(values)]
+    return float(np.median(finite)) if len(finite) else None
+
+
+def _summary(runs: list[Run]) -> str:
+    figures = [_figures(run) for run in runs]
+    if len(runs) == 1:
+        tiles = (
+            f"<div><dt>{label}</dt><dd>{escape(value)}<small>{escape(small)}</small></dd></div>"
+            for label, value, small in figures[0]
+        )
+        return f'<dl class="tiles card">{"".join(tiles)}</dl>'
+    head = ["Run", "Status", *[label for label, _, _ in figures[0]]]
+    rows = [
+        [f"{_swatch(number)}{escape(run.label)}<small>{escape(_hardware(run))}</small>", _status(run)]
+        + [escape(value) for _, value, _ in figures[number]]
+        for number, run in enumerate(runs)
+    ]
+    return _table(head, rows, numbers=range(2, len(head)))
+
+
+def _swatch(number: int) -> str:
+    return f'<span class="swatch" style="background:{PALETTE[number % len(PALETTE)]}"></span>'
+
+
+def _controls(runs: list[Run]) -> str:
+    axes = ["step"]
+    axes += ["tokens"] if all(np.isfinite(run.column("tokens")).all() for run in runs) else []
+    axes += ["hours"] if all(run.hours[-1] > 0 for run in runs if run.lines) else []
+    buttons = "".join(
+        f'<button data-axis="{axis}" aria-pressed="{str(axis == "step").lower()}">{axis}</button>' for axis in axes
+    )
+    chips = "".join(
+        f'<button class="run" data-run="{number}" aria-pressed="true">{_swatch(number)}{escape(run.label)}</button>'
+        for number, run in enumerate(runs)
+    )
+    switches = (("logX", "log x", ""), ("logY", "log loss", ""), ("events", "events", " checked"))
+    boxes = "".join(
+        f'<label><input type="checkbox" data-switch="{key}"{on}>{text}</label>' for key, text, on in switches
+    )
+    return (
+        f'<div class="bar"><span class="choice">{buttons}</span>'
+        '<label>smoothing <input type="range" id="smoothing" min="0" max="5" step="0.25" value="0.25">'
+        f'<output id="smoothing-value">0.25%</output></label>{boxes}'
+        + (f'<span class="runs">{chips}</span>' if len(runs) > 1 else "")
+        + '<span class="hint">drag to zoom, double-click to reset</span></div>'
+    )
+
+
+def _chart_sections(sections: list[tuple[str, list[dict]]]) -> Iterable[str]:
+    numbers = itertools.count()
+    for title, charts in sections:
+        figures = (
+            f'<figure class="card{" wide" if chart.get("wide") else ""}"><figcaption>{escape(chart["title"])}'
+            f"<span>{escape(chart['note'])}</span></figcaption>"
+            f'<div class="plot" data-chart="{next(numbers)}"></div></figure>'
+            for chart in charts
+        )
+        yield f'<h2>{title}</h2><section class="charts">{"".join(figures)}</section>'
+
+
+def _validation_table(runs: list[Run]) -> str:
+    rows = []
+    for number, run in enumerate(runs):
+        for source in run.eval_sources:
+            lines = [line for line in run.eval_lines(source) if line.get("loss") is not None]
+            if not lines:
+                continue
+            best, last = min(lines, key=lambda line: line["loss"]), lines[-1]
+            cells = [f"{_swatch(number)}{escape(run.label)}"] if len(runs) > 1 else []
+            cells += [escape(source), f"{best['loss']:.4f}", f"{best['step']:,}", f"{last['loss']:.4f}"]
+            bits = last.get("bits_per_byte")
+            cells += [f"{math.exp(last['loss']):,.2f}" if last["loss"] < 700 else "–"]
+            rows.append([*cells, f"{bits:.4f}" if bits is not None else "–", f"{last['step']:,}"])
+    head = ["Run"] if len(runs) > 1 else []
+    head += ["Source", "Best loss", "at step", "Last loss", "Perplexity", "Bits per byte", "at step"]
+    return f"<h2>Validation</h2>{_table(head, rows, range(len(head) - 6, len(head)))}" if rows else ""
+
+
+def _event_table(runs: list[Run]) -> str:
+    rows = []
+    for number, run in enumerate(runs):
+        for kind, group in itertools.groupby(run.events, key=lambda event: event["kind"]):
+            events = list(group)
+            if len(events) > ALIKE:
+                first, last = events[0], events[-1]
+                text = f"{len(events):,} times, from step {first['step']:,} to {last['step']:,}"
+                rows.append((first.get("time", ""), number, kind, last["step"], text))
+                continue
+            rows += [(event.get("time", ""), number, kind, event["step"], event_text(event)) for event in events]
+    cells = [
+        ([f"{_swatch(number)}{escape(runs[number].label)}"] if len(runs) > 1 else [])
+        + [escape(_clock(time)), escape(kind), f"{step:,}", escape(text)]
+        for time, number, kind, step, text in sorted(rows, key=lambda row: (row[0], row[3]))
+    ]
+    head = (["Run"] if len(runs) > 1 else []) + ["Time (UTC)", "Event", "Step", "Details"]
+    return f"<h2>Events</h2>{_table(head, cells, [len(head) - 2])}" if rows else ""
+
+
+def _configs(runs: list[Run]) -> str:
+    parts = ["<h2>Configuration</h2>"]
+    if len(runs) > 1:
+        rows = [[escape(key), *map(escape, values)] for key, values in config_differences(runs)]
+        head = ["Key", *[f"{_swatch(number)}{escape(run.label)}" for number, run in enumerate(runs)]]
+        parts.append(_table(head, rows) if rows else '<p class="soft">The configurations are the same.</p>')
+    for run in runs:
+        text = escape(run.config_text) or "This run has no config.yaml."
+        parts.append(f'<details class="card"><summary>{escape(run.label)}</summary><pre>{text}</pre></details>')
+    return "".join(parts)
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]], numbers: Iterable[int] = ()) -> str:
+    """A table of cells that are HTML already; the columns in `numbers` are aligned to the right."""
+    look = {column: ' class="number"' for column in numbers}
+    look.setdefault(len(head) - 1, ' class="wide"')
+    top = "".join(f"<th{look.get(column, '')}>{cell}</th>" for column, cell in enumerate(head))
+    body = "".join(
+        f"<tr>{''.join(f'<td{look.get(column, str())}>{cell}</td>' for column, cell in enumerate(row))}</tr>"
+        for row in rows
+    )
+    return f'<div class="table card"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'

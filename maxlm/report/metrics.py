@@ -1,0 +1,228 @@
+"""What a run writes down: metrics.jsonl, eval.jsonl, events.jsonl and TensorBoard files in its run directory.
+
+One line is one JSON object. Numbers read back to the same bits; a value that is not finite is written as null and
+its key named in `nonfinite` (nested keys with a dot: "loss_by_source.web"). Every line goes out in one unbuffered
+write, so a killed process loses nothing that was logged, and `flush` makes it survive the machine as well.
+
+    with MetricsWriter(run_dir, tensorboard=True, resume_step=None) as metrics:
+        metrics.log_event("started", 0, devices=8)
+        metrics.log({"step": 10, "tokens": 655360, "loss": 9.8, "loss_by_source": {"web": 9.7, "code": 9.9}})
+        metrics.log_eval({"step": 10, "source": "web", "loss": 9.9, "bits_per_byte": 3.1})
+        metrics.flush()
+
+metrics.jsonl and eval.jsonl follow the state of the run: resuming from a checkpoint, or rewinding to one, drops the
+lines after its step. events.jsonl is history and keeps everything. In a run of several processes one of them writes.
+"""
+
+import json
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Self
+
+from maxlm.errors import DataError, SaveError
+
+METRICS, EVAL, EVENTS = "metrics.jsonl", "eval.jsonl", "events.jsonl"
+
+
+class MetricsWriter:
+    """Appends to the files of one run directory; `resume_step` is the step of the restored checkpoint, or None.
+
+    None means a new run: raises `DataError` when the directory already holds lines. A number keeps the lines of
+    metrics.jsonl and eval.jsonl with step <= resume_step, and drops what a crash left of a last line; -1 starts over
+    in the directory of a run that never reached a checkpoint.
+    """
+
+    def __init__(self, run_dir: str | Path, tensorboard: bool, resume_step: int | None):
+        self.run_dir = Path(run_dir)
+        self._tensorboard = tensorboard
+        self.run_dir.mkdir(parents=True, exist_ok=True)
+        if resume_step is None:
+            self._refuse_earlier_lines()
+        else:
+            _keep(self.run_dir / EVENTS, lambda line: True)
+            self._truncate(resume_step)
+        self._open(resume_step)
+
+    def log(self, line: Mapping[str, Any]) -> None:
+        """Append one training step to metrics.jsonl; `line` has an int `step`.
+
+        Values are Python, numpy or JAX scalars, strings, None, and lists and dictionaries of them; anything else
+        is a TypeError that names the key.
+        """
+        plain = self._append(METRICS, line)
+        for key, value in plain.items():
+            if isinstance(value, dict):
+                self._scalars(key, value, plain["step"])
+        self._scalars("train", plain, plain["step"])
+
+    def log_eval(self, line: Mapping[str, Any]) -> None:
+        """Append the result of one held-out `source` to eval.jsonl; `line` has an int `step`."""
+        plain = self._append(EVAL, line)
+        self._scalars(f"eval/{plain.get('source', 'all')}", plain, plain["step"])
+
+    def log_event(self, kind: str, step: int, **fields: Any) -> None:
+        """Append something that happened to events.jsonl, with the UTC time."""
+        time = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        self._append(EVENTS, {"time": time, "kind": kind, "step": step, **fields})
+
+    def flush(self) -> None:
+        """Force everything to disk; called before a checkpoint starts, so that no checkpoint outlives its metrics."""
+        for name, file in self._files.items():
+            try:
+                os.fsync(file)
+            except OSError as error:
+                raise SaveError(f"{self.run_dir / name}: cannot be written ({error})") from None
+        if self._summary:
+            self._summary.flush()
+
+    def rewind(self, step: int) -> None:
+        """Drop the lines of metrics.jsonl and eval.jsonl after `step`, because training goes back to it."""
+        self.close()
+        self._truncate(step)
+        self._open(step)
+
+    def close(self) -> None:
+        self.flush()
+        for file in self._files.values():
+            os.close(file)
+        self._files = {}
+        if self._summary:
+            self._summary.close()
+            self._summary = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _refuse_earlier_lines(self) -> None:
+        for name in (METRICS, EVAL, EVENTS):
+            path = self.run_dir / name
+            if path.exists() and path.stat().st_size:
+                raise DataError(f"{path}: holds lines of an earlier run; choose another name or remove {self.run_dir}")
+
+    def _truncate(self, step: int) -> None:
+        for name in (METRICS, EVAL):
+            _keep(self.run_dir / name, lambda line: line["step"] <= step)
+
+    def _open(self, resume_step: int | None) -> None:
+        # Descriptors rather than buffered files: a line is one system call, whole for readers of the live file.
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
+        self._files = {name: os.open(self.run_dir / name, flags, 0o666) for name in (METRICS, EVAL, EVENTS)}
+        self._summary = None
+        if self._tensorboard:
+            from tensorboardX import SummaryWriter
+
+            purge_step = None if resume_step is None else resume_step + 1
+            self._summary = SummaryWriter(str(self.run_dir / "tensorboard"), purge_step=purge_step)
+
+    def _append(self, name: str, line: Mapping[str, Any]) -> dict[str, Any]:
+        """Write one line; returns it as plain Python values."""
+        nonfinite: list[str] = []
+        plain = _plain("", line, nonfinite)
+        if type(plain.get("step")) is not int:
+            raise TypeError(f"step: expected an int, found {plain.get('step')!r}")
+        data = json.dumps(plain | ({"nonfinite": nonfinite} if nonfinite else {}), allow_nan=False).encode() + b"\n"
+        try:
+            written = os.write(self._files[name], data)
+        except OSError as error:
+            raise SaveError(f"{self.run_dir / name}: cannot be written ({error})") from None
+        if written != len(data):
+            raise SaveError(f"{self.run_dir / name}: cannot be written (the disk took {written} of {len(data)} bytes)")
+        return plain
+
+    def _scalars(self, prefix: str, values: Mapping[str, Any], step: int) -> None:
+        if not self._summary:
+            return
+        for key, value in values.items():
+            if isinstance(value, int | float) and key != "step":
+                self._summary.add_scalar(f"{prefix}/{key}", value, step)
+
+
+class Goodput:
+    """Share of the wall time since `began` that was spent in training steps that count; seconds of one clock."""
+
+    def __init__(self, began: float):
+        self.began = began
+        self.seconds = 0.0
+
+    def productive(self, seconds: float) -> None:
+        self.seconds += seconds
+
+    def ratio(self, now: float) -> float:
+        return self.seconds / max(now - self.began, self.seconds) if self.seconds else 0.0
+
+
+def read_lines(path: str | Path) -> list[dict[str, Any]]:
+    """The lines of a .jsonl file of a run, without the last one where it is only partly written.
+
+    A missing file has no lines. Raises `DataError` naming a damaged line before the last.
+    """
+    return [line for line, _ in _complete_lines(Path(path))]
+
+
+def _complete_lines(path: Path) -> Iterator[tuple[dict[str, Any], bytes]]:
+    """Every complete line as its object and its bytes, newline included."""
+    if not path.exists():
+        return
+    with open(path, "rb") as file:
+        damaged = None
+        for number, data in enumerate(file, 1):
+            if damaged:
+                raise DataError(f"{path}: line {damaged} is not a JSON object; restore the file or remove that line")
+            try:
+                line = json.loads(data)
+            except ValueError:
+                line = None
+            if isinstance(line, dict):
+                yield line, data if data.endswith(b"\n") else data + b"\n"
+            else:
+                damaged = number
+
+
+def _keep(path: Path, wanted: Callable[[dict[str, Any]], bool]) -> None:
+    """Rewrite a .jsonl file with its complete, wanted lines; atomically, so a crash leaves the old or the new."""
+    if not path.exists():
+        return
+    new = path.with_suffix(".new")
+    try:
+        with open(new, "wb") as file:
+            file.writelines(data for line, data in _complete_lines(path) if wanted(line))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(new, path)
+        _sync_directory(path.parent)
+    except OSError as error:
+        raise SaveError(f"{path}: cannot be rewritten ({error})") from None
+
+
+def _sync_directory(directory: Path) -> None:
+    """Make a rename in `directory` survive a crash of the machine."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _plain(key: str, value: Any, nonfinite: list[str]) -> Any:
+    """`value` as what JSON can hold; keys of values that are not finite are added to `nonfinite`."""
+    if getattr(value, "shape", None) == () and hasattr(value, "item"):
+        # A numpy or JAX scalar, known by its shape so that neither is imported; the conversion is exact.
+        value = value.item()
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float):
+        if math.isfinite(value):
+            return value
+        nonfinite.append(key)
+        return None
+    if isinstance(value, Mapping) and all(isinstance(name, str) for name in value):
+        return {name: _plain(f"{key}.{name}" if key else name, inner, nonfinite) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(f"{key}.{index}", inner, nonfinite) for index, inner in enumerate(value)]
+    raise TypeError(f"{key or 'line'}: expected a scalar, found {type(value).__name__}")
