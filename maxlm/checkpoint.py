@@ -1,0 +1,155 @@
+"""Checkpoints of a run through Orbax: asynchronous, atomic, and readable on any mesh.
+
+`checkpoints/STEP/` holds four items. Their layout is that of the parameters' nested dictionary and of optax's state,
+never of the mesh, and each can be read without the others:
+
+    params      parameters; a layer's arrays have a leading axis over the repeats of the layer pattern
+    optimizer   moments
+    counters    the window of the spike test, and the sums since the last line of the metrics
+    run         JSON: step, tokens, target_tokens, loader state, rewinds, configuration, manifests, tokenizer
+
+A directory appears under its final name when everything in it is on disk, so a killed save leaves the checkpoints
+before it as they were.
+"""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from maxlm.config import CheckpointConfig
+from maxlm.errors import DataError, SaveError
+
+DIRECTORY = "checkpoints"
+ITEMS = ("params", "optimizer", "counters", "run")
+FORMAT_VERSION = 1
+
+
+class Checkpoints:
+    """The checkpoints of one run directory; a context manager that waits for the save in progress."""
+
+    def __init__(self, run_dir: str | Path, config: CheckpointConfig):
+        self.directory = Path(run_dir).resolve() / DIRECTORY
+        self.keep_every_steps = config.keep_every_steps
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=config.keep, keep_period=config.keep_every_steps, cleanup_tmp_directories=True
+        )
+        try:
+            self._manager = ocp.CheckpointManager(self.directory, options=options, item_names=ITEMS)
+        except OSError as error:
+            raise SaveError(f"{self.directory}: cannot be written ({error})") from None
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, kind, error, trace) -> None:
+        try:
+            self.wait()
+        except SaveError:
+            if kind is None:
+                raise
+        finally:
+            self._manager.close()
+
+    def steps(self) -> list[int]:
+        return sorted(self._manager.all_steps())
+
+    def save(self, step: int, params: Any, optimizer: Any, counters: Any, run: dict) -> None:
+        """Start saving; returns when the arrays are copied from the devices, before they are on disk."""
+        items = {
+            "params": ocp.args.PyTreeSave(params),
+            "optimizer": ocp.args.PyTreeSave(optimizer),
+            "counters": ocp.args.PyTreeSave(counters),
+            "run": ocp.args.JsonSave({"version": FORMAT_VERSION} | run),
+        }
+        self._check_room((params, optimizer, counters))
+        self._guard(lambda: self._manager.save(step, args=ocp.args.Composite(**items), force=True))
+
+    def wait(self) -> None:
+        """Wait until the save in progress is on disk; raises `SaveError` when it could not be written."""
+        self._guard(self._manager.wait_until_finished)
+
+    def check(self) -> None:
+        """Raise `SaveError` when a save has failed in the background."""
+        self._guard(self._manager.check_for_errors)
+
+    def restore(self, step: int, abstract: dict[str, Any]) -> tuple[dict[str, Any], dict]:
+        """Arrays of the items in `abstract` (trees of ShapeDtypeStruct with shardings) and the run's JSON."""
+        return restore(self.directory / str(step), abstract)
+
+    def restore_newest(self, abstract: dict[str, Any], report: Callable[[str], None]) -> tuple[dict, dict] | None:
+        """The newest checkpoint that can be read, after reporting those that cannot; None where there is none."""
+        damaged = []
+        for step in reversed(self.steps()):
+            try:
+                found = self.restore(step, abstract)
+            except DataError as error:
+                damaged.append(step)
+                report(f"{error}; trying the one before")
+            else:
+                self._set_aside(damaged)
+                return found
+        if damaged:
+            raise DataError(f"{self.directory}: none of its {len(damaged)} checkpoints can be read")
+        return None
+
+    def _set_aside(self, steps: list[int]) -> None:
+        """Rename damaged checkpoints to STEP.damaged, since the run will come to their steps again."""
+        for step in steps:
+            (self.directory / str(step)).rename(self.directory / f"{step}.damaged")
+        if steps:
+            self._manager.reload()
+
+    def _check_room(self, arrays: Any) -> None:
+        """Refuse a save that this process's part of cannot fit, before anything is written."""
+        shards = [part for array in jax.tree.leaves(arrays) for part in array.addressable_shards if not part.replica_id]
+        needed, free = sum(part.data.nbytes for part in shards), shutil.disk_usage(self.directory).free
+        if needed > free:
+            raise SaveError(
+                f"{self.directory}: a checkpoint of {needed / 2**30:.2f} GiB does not fit, {free / 2**30:.2f} GiB are "
+                f"free; {self._before()}; free some space and start the same command again"
+            )
+
+    def _before(self) -> str:
+        steps = _finished(self.directory)
+        return f"the checkpoint of step {steps[-1]} is intact" if steps else "there is no earlier checkpoint"
+
+    def _guard(self, action: Callable[[], Any]) -> None:
+        try:
+            action()
+        except Exception as error:  # Orbax passes on what its threads and TensorStore raised, of many types
+            reason = " ".join(str(error).split())[:300]
+            message = f"{self.directory}: a checkpoint could not be written ({reason}); {self._before()}"
+            raise SaveError(message) from error
+
+
+def restore(directory: Path, abstract: dict[str, Any]) -> tuple[dict[str, Any], dict]:
+    """Items of one checkpoint directory; raises `DataError` naming it when it is damaged."""
+    arguments: dict[str, Any] = {"run": ocp.args.JsonRestore()}
+    for name, tree in abstract.items():
+        arguments[name] = ocp.args.PyTreeRestore(tree, restore_args=ocp.checkpoint_utils.construct_restore_args(tree))
+    try:
+        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
+            found = reader.restore(directory, args=ocp.args.Composite(**arguments))
+    except Exception as error:  # whatever a damaged file makes TensorStore or the JSON reader raise
+        reason = " ".join(str(error).split())[:200]
+        raise DataError(f"{directory}: the checkpoint is damaged or incomplete ({reason})") from None
+    run = found["run"]
+    if run.get("version") != FORMAT_VERSION:
+        raise DataError(f"{directory}: has format version {run.get('version')}, this program reads {FORMAT_VERSION}")
+    return {name: found[name] for name in abstract}, run
+
+
+def latest(run_dir: Path) -> Path | None:
+    """Directory of the newest finished checkpoint of a run."""
+    steps = _finished(run_dir / DIRECTORY)
+    return run_dir / DIRECTORY / str(steps[-1]) if steps else None
+
+
+def _finished(directory: Path) -> list[int]:
+    if not directory.is_dir():
+        return []
+    return sorted(int(path.name) for path in directory.iterdir() if path.name.isdecimal())
