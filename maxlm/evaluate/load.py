@@ -1,0 +1,79 @@
+"""A trained model from a run directory or one of its checkpoints."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh
+
+from maxlm import checkpoint
+from maxlm.config import Config, MeshConfig, validate
+from maxlm.data.shards import TokenizerEntry
+from maxlm.data.tokenizer import Tokenizer
+from maxlm.errors import DataError
+from maxlm.model import decoder
+from maxlm.parallel.mesh import build_mesh
+from maxlm.parallel.sharding import tree_shardings
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """Parameters on a mesh, with what is needed to use them."""
+
+    config: Config
+    graphdef: nnx.GraphDef
+    params: dict
+    tokenizer: Tokenizer
+    mesh: Mesh
+    step: int
+
+    @property
+    def model(self) -> decoder.Decoder:
+        return nnx.merge(self.graphdef, self.params)
+
+
+def load(path: str | Path) -> tuple[decoder.Decoder, Tokenizer]:
+    """The model and its tokenizer; `model(tokens)` gives float32 logits [B, S, V] for int32 tokens [B, S]."""
+    loaded = load_all(path)
+    return loaded.model, loaded.tokenizer
+
+
+def load_all(path: str | Path, devices: list[jax.Device] | None = None) -> Loaded:
+    """Read a run directory's newest checkpoint, or the checkpoint directory given; parameters alone are read.
+
+    They are spread over the given devices (default: all) along `embed`, whatever mesh wrote them. Raises
+    `DataError` naming the path when there is nothing to load.
+    """
+    directory = _checkpoint_directory(Path(path))
+    _, run = checkpoint.restore(directory, {})
+    config = validate(run["config"], Config, f"{directory}: its configuration")
+    devices = jax.devices() if devices is None else devices
+    if config.model.embed_dim % len(devices):
+        devices = devices[:1]
+    mesh = build_mesh(MeshConfig(), devices)
+    dtype = "float32" if devices[0].platform == "cpu" else "bfloat16"
+    if config.precision.compute != "auto":
+        dtype = config.precision.compute
+    params_dtype = jnp.dtype(config.precision.params)
+    graphdef, shapes, axes = decoder.abstract(config.model, params_dtype=params_dtype, dtype=jnp.dtype(dtype))
+    abstract = jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        shapes,
+        tree_shardings(axes, mesh),
+    )
+    items, _ = checkpoint.restore(directory, {"params": abstract})
+    tokenizer = Tokenizer(directory.parents[1] / "tokenizer", TokenizerEntry.model_validate(run["tokenizer"]))
+    return Loaded(config, graphdef, items["params"], tokenizer, mesh, int(run["step"]))
+
+
+def _checkpoint_directory(path: Path) -> Path:
+    path = path.resolve()
+    if not path.is_dir():
+        raise DataError(f"{path}: no such directory; expected a run directory or one of its checkpoints")
+    if path.parent.name == checkpoint.DIRECTORY:
+        return path
+    if (newest := checkpoint.latest(path)) is None:
+        raise DataError(f"{path}: holds no checkpoint; expected a run directory or one of its checkpoints")
+    return newest
