@@ -1,0 +1,184 @@
+"""Training, from configuration to report: start or resume, step, log, evaluate, save.
+
+The host never waits for the step it has just started. Metrics are read at log steps alone, one step late, so the
+device always has the next step to go on with.
+"""
+
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import jax
+
+from maxlm.config import Config
+from maxlm.errors import Preempted
+from maxlm.model.counts import flops_per_token
+from maxlm.parallel import runtime
+from maxlm.report.html import write_report
+from maxlm.report.progress import Progress, compact
+from maxlm.train.meter import Meter
+from maxlm.train.position import Position
+from maxlm.train.run import Run
+from maxlm.train.schedule import learning_rate
+from maxlm.train.signals import StopRequest
+from maxlm.train.state import TrainState
+
+REPORT = "report.html"
+
+
+def train(config: Config, devices: Sequence[jax.Device] | None = None) -> TrainState:
+    """Train on the devices (default: all), or go on where the newest checkpoint stands; returns the final state.
+
+    Raises `MaxlmError`s with the exit codes of the command line: `Preempted` after SIGTERM and a complete save,
+    `DivergedError` when steps are skipped beyond the policy of the `faults` section.
+    """
+    runtime.setup()
+    with StopRequest() as stop, Run(config, devices) as run:
+        state, position, changes = run.restore(report=print_note)
+        if position.tokens >= config.total_tokens:
+            print_note(f"{run.dir} is finished: step {position.step:,}, {compact(position.tokens)} tokens")
+            return state
+        run.begin(position, changes)
+        with Progress(config.name, position.total_steps(config), position.step) as progress:
+            return steps(run, state, position, stop, progress)
+
+
+def steps(run: Run, state: TrainState, position: Position, stop: StopRequest, progress: Progress) -> TrainState:
+    """The loop: from a state and position to the end of the run."""
+    config = run.config
+    began = time.monotonic()
+    step = run.step
+    progress.note(f"compiled the step in {time.monotonic() - began:.1f} s")
+    meter = Meter(list(run.mesh.devices.flat), flops_per_token(config.model, config.data.seq_len), run.began)
+    reader, saver, pending = run.batches(position), SaveClock(config), None
+
+    while position.tokens < config.total_tokens:
+        trace(run, position.step + 1, progress.total_steps)
+        batch = meter.next_batch(reader)
+        after = position.advanced(config)
+        rate = learning_rate(config.schedule, config.optimizer.lr, after.tokens, config.total_tokens)
+        state, metrics = step(state, batch, run.scalar(rate))
+        position = after
+        meter.step_started(metrics)
+
+        last = position.tokens >= config.total_tokens
+        evaluating = last or due(position.step, config.eval.every_steps)
+        saving = last or bool(stop.signal) or saver.due(position.step)
+
+        in_row = 0
+        if pending:  # the log step before this one, which is done by now
+            position, in_row = write_line(run, pending, position, progress)
+            pending = None
+        if last or due(position.step, config.logging.every_steps):
+            pending = Line(position, metrics, rate, meter.take(config.train.batch_tokens))
+            state = run.reset_sums(state)
+        if pending and (evaluating or saving):  # what is saved or evaluated has its line before
+            position, in_row = write_line(run, pending, position, progress)
+            pending = None
+
+        if in_row >= config.faults.max_skips:
+            state, position = run.rewind(position, progress.note)
+            reader, pending = run.batches(position), None
+            meter.resume()
+            continue
+        if evaluating:
+            progress.note(run.evaluate(state.params, position, meter.goodput.ratio(time.monotonic())))
+        if saving:
+            seconds = run.save(state, position, metrics["param_norm"])
+            saver.saved(position.step)
+            run.metrics.log_event("checkpoint", position.step, seconds=seconds)
+        if evaluating or saving:
+            meter.skip()
+        if stop.signal and not last:
+            run.checkpoints.wait()
+            run.metrics.log_event("preempted", position.step, signal=stop.signal.name)
+            raise stopped(position, stop)
+
+    trace(run, position.step + 1, position.step)
+    run.checkpoints.wait()
+    goodput = meter.goodput.ratio(time.monotonic())
+    run.metrics.log_event("finished", position.step, goodput=goodput, seconds=time.monotonic() - run.began)
+    run.metrics.flush()
+    report = write_report([run.dir], run.dir / REPORT)
+    progress.note(
+        f"finished: step {position.step:,}, {compact(position.tokens)} tokens, goodput {goodput:.1%}, {report}"
+    )
+    return state
+
+
+class Line(NamedTuple):
+    """A line of the metrics whose values are still on the device."""
+
+    position: Position
+    metrics: dict[str, Any]
+    learning_rate: float
+    rates: dict[str, float | None]
+
+
+def write_line(run: Run, line: Line, now: Position, progress: Progress) -> tuple[Position, int]:
+    """Read a log step's values and write its line; returns `now` with the targets counted, and the skips in a row."""
+    values = jax.device_get(line.metrics)
+    sums = values.pop("sums")
+    in_row = int(values.pop("skipped_in_row"))
+    names = list(run.sources.train)
+    targets = {name: int(count) for name, count in zip(names, sums.targets, strict=True)}
+    losses = {name: float(nll) / targets[name] for name, nll in zip(names, sums.nll, strict=True) if targets[name]}
+    now = replace(now, target_tokens=now.target_tokens + sum(targets.values()))
+    written = (
+        {"step": line.position.step, "tokens": line.position.tokens, "target_tokens": now.target_tokens}
+        | {name: float(value) for name, value in values.items()}
+        | {"learning_rate": line.learning_rate, "skipped": int(sums.skipped)}
+        | {"loss_by_source": losses, "tokens_by_source": targets}
+        | line.rates
+    )
+    run.metrics.log(written)
+    progress.update(written)
+    if sums.skipped:
+        run.metrics.log_event("skipped", line.position.step, count=int(sums.skipped))
+        progress.note(f"skipped {int(sums.skipped)} steps up to step {line.position.step:,}: spikes or not finite")
+    run.checkpoints.check()
+    return now, in_row
+
+
+class SaveClock:
+    """When the next checkpoint is due, by steps and by time since the last one."""
+
+    def __init__(self, config: Config):
+        self._config = config.checkpoint
+        self._last = time.monotonic()
+
+    def due(self, step: int) -> bool:
+        config = self._config
+        minutes = (time.monotonic() - self._last) / 60
+        late = config.every_minutes is not None and minutes >= config.every_minutes
+        return late or due(step, config.every_steps) or due(step, config.keep_every_steps)
+
+    def saved(self, step: int) -> None:
+        self._last = time.monotonic()
+
+
+def due(step: int, every: int | None) -> bool:
+    return every is not None and step % every == 0
+
+
+def trace(run: Run, step: int, total_steps: int) -> None:
+    """Before a step (or after the last one): start or stop the xprof trace that the configuration asks for."""
+    profile = run.config.logging.profile
+    if profile is None:
+        return
+    if step == profile.start_step:
+        jax.profiler.start_trace(str(run.dir / "profile"))
+    if step > profile.start_step and step == min(profile.start_step + profile.num_steps, total_steps + 1):
+        jax.profiler.stop_trace()
+
+
+def stopped(position: Position, stop: StopRequest) -> Preempted:
+    error = Preempted(f"stopped by {stop.signal.name} at step {position.step:,}, saved; the same command goes on there")
+    error.exit_code = stop.exit_code
+    return error
+
+
+def print_note(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,65 @@
+"""What may change when a run goes on: what is free, what is recorded as an event, and what is refused."""
+
+from typing import Any
+
+from maxlm.config import Config
+from maxlm.errors import ConfigError
+
+# Keys that do not change what is computed.
+FREE = (
+    "mesh", "remat", "logging", "eval", "checkpoint", "runs_dir", "loss.chunk", "train.accumulate", "data.workers",
+    "data.prefetch", "data.verify", "data.validation", "faults.max_skips", "faults.max_rewinds",
+)  # fmt: skip
+
+# Keys that change what is computed from now on; the change becomes an event of the run.
+RECORDED = (
+    "data.mixture", "train.batch_tokens", "train.total_tokens", "schedule", "precision.compute", "loss.z_loss",
+    "optimizer.lr", "optimizer.b1", "optimizer.b2", "optimizer.eps", "optimizer.momentum", "optimizer.weight_decay",
+    "optimizer.clip_norm", "faults.deviations",
+)  # fmt: skip
+
+Changes = dict[str, tuple[Any, Any]]  # dotted key -> (old, new)
+
+
+def recorded_changes(old: Config, new: Config) -> Changes:
+    """Changes that are to be recorded; raises `ConfigError` listing those that a run cannot take.
+
+    The path of a source is free: its manifest is compared instead (see `check_manifests`).
+    """
+    changes = _differences(old.model_dump(mode="json"), new.model_dump(mode="json"), "")
+    changes = {key: change for key, change in changes.items() if not _is_path(key) and not _under(key, FREE)}
+    refused = {key: change for key, change in changes.items() if not _under(key, RECORDED)}
+    if refused:
+        listed = "; ".join(f"{key}: {before!r} -> {after!r}" for key, (before, after) in sorted(refused.items()))
+        raise ConfigError(
+            f"{new.run_dir} holds a run with another configuration, and these keys cannot change in it: {listed}; "
+            "set them back, or choose another name"
+        )
+    return changes
+
+
+def check_manifests(old: dict[str, str], new: dict[str, str], config: Config) -> None:
+    """Training sources must hold the same tokens as before, by the hashes of their manifests."""
+    for name in sorted(old.keys() & new.keys()):
+        if old[name] != new[name]:
+            raise ConfigError(
+                f"data.sources.{name}: {config.data.sources[name].path} was prepared anew since {config.run_dir} "
+                f"began (manifest {old[name][:12]}, now {new[name][:12]}); restore the data, or choose another name"
+            )
+
+
+def _differences(old: Any, new: Any, key: str) -> Changes:
+    if isinstance(old, dict) and isinstance(new, dict):
+        found: Changes = {}
+        for part in sorted(old.keys() | new.keys()):
+            found |= _differences(old.get(part), new.get(part), f"{key}.{part}" if key else part)
+        return found
+    return {} if old == new else {key: (old, new)}
+
+
+def _under(key: str, parents: tuple[str, ...]) -> bool:
+    return any(key == parent or key.startswith(parent + ".") for parent in parents)
+
+
+def _is_path(key: str) -> bool:
+    return key.startswith("data.sources.") and key.endswith(".path")

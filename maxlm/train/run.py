@@ -1,0 +1,229 @@
+"""An open run: its mesh, data, compiled step, checkpoints and metrics, and what can be done with them."""
+
+import math
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from functools import cached_property
+from importlib.metadata import version
+from typing import Any, Self
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from maxlm import config as configuration
+from maxlm.checkpoint import Checkpoints
+from maxlm.config import Config
+from maxlm.data.loader import Batches, batches, open_sources
+from maxlm.errors import DivergedError
+from maxlm.evaluate.perplexity import evaluate
+from maxlm.model import counts
+from maxlm.parallel.batch import addressed_rows, place
+from maxlm.parallel.mesh import build_mesh, check_batch
+from maxlm.parallel.sharding import named_sharding
+from maxlm.report.metrics import MetricsWriter
+from maxlm.train import resume
+from maxlm.train.position import Position
+from maxlm.train.state import TrainState, blueprint, empty_sums, initial_state
+from maxlm.train.step import compile_step
+
+CONFIG, TOKENIZER = "config.yaml", "tokenizer"
+PACKAGES = ("maxlm", "jax", "flax", "optax", "orbax-checkpoint", "grain")
+
+
+class Run:
+    """Opens everything that a run needs, and refuses what cannot work before anything is written."""
+
+    def __init__(self, config: Config, devices: Sequence[jax.Device] | None = None):
+        self.config, self.dir = config, config.run_dir
+        self.began = time.monotonic()
+        self.mesh = build_mesh(config.mesh, devices)
+        check_batch(config, self.mesh)
+        self.sources = open_sources(config.data, config.model.vocab_size)
+        self.plan = blueprint(config, self.mesh, len(self.sources.train))
+        self.rows = addressed_rows(config.batch_size, self.mesh)
+        self._stack, self._reader = ExitStack(), ExitStack()
+
+    def __enter__(self) -> Self:
+        for shards in (*self.sources.train.values(), *self.sources.validation.values()):
+            shards.verify(self.config.data.verify, jax.process_index(), jax.process_count())
+        if earlier := self._earlier_config():
+            resume.recorded_changes(earlier, self.config)
+        self.checkpoints = self._stack.enter_context(Checkpoints(self.dir, self.config.checkpoint))
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self._stack.__exit__(*exception)
+
+    # --- starting -------------------------------------------------------------------------------------------
+
+    def restore(self, report: Callable[[str], None]) -> tuple[TrainState, Position, resume.Changes]:
+        """The newest checkpoint's state and position with what changed since, else the initial ones."""
+        found = self.checkpoints.restore_newest(self._abstract_items(), report)
+        return self._resumed(*found) if found else (initial_state(self.plan), Position.start(self.config), {})
+
+    def begin(self, position: Position, changes: resume.Changes) -> None:
+        """Open the metrics at the position, and write down what is about to run."""
+        resumed = bool(self.checkpoints.steps())
+        resume_step = position.step if resumed else (-1 if (self.dir / CONFIG).exists() else None)
+        self.metrics = self._stack.enter_context(MetricsWriter(self.dir, self.config.logging.tensorboard, resume_step))
+        (self.dir / CONFIG).write_text(configuration.to_yaml(self.config))
+        shutil.copytree(self.tokenizer_dir, self.dir / TOKENIZER, dirs_exist_ok=True)
+        self.metrics.log_event("resumed" if resumed else "started", position.step, **self._description())
+        if changes:
+            self.metrics.log_event("config_changed", position.step, changes=changes)
+
+    def _resumed(self, items: dict[str, Any], saved: dict[str, Any]) -> tuple[TrainState, Position, resume.Changes]:
+        resume.check_manifests(saved["manifests"], self.manifests, self.config)
+        before = configuration.validate(saved["config"], Config, "the checkpoint's configuration")
+        changes = resume.recorded_changes(before, self.config)
+        state = TrainState(items["params"], items["optimizer"], *items["counters"])
+        return state, Position.from_json(saved).edited(self.config), changes
+
+    def _earlier_config(self) -> Config | None:
+        """The configuration of the run that the directory holds, if it has come to a checkpoint."""
+        path = self.dir / CONFIG
+        has_checkpoint = (self.dir / "checkpoints").is_dir() and any((self.dir / "checkpoints").iterdir())
+        return configuration.load(path) if path.is_file() and has_checkpoint else None
+
+    # --- stepping -------------------------------------------------------------------------------------------
+
+    @cached_property
+    def step(self):
+        """The compiled step (state, batch, learning rate) -> (state, metrics); its shapes are fixed for good."""
+        batch, replicated = self._abstract_batch(), NamedSharding(self.mesh, PartitionSpec())
+        rate = jax.ShapeDtypeStruct((), np.float32, sharding=replicated)
+        with jax.set_mesh(self.mesh):
+            return compile_step(self.plan).lower(self._abstract_state(), batch, rate).compile()
+
+    def scalar(self, value: float) -> jax.Array:
+        return jax.device_put(np.float32(value), NamedSharding(self.mesh, PartitionSpec()))
+
+    def batches(self, position: Position) -> Iterator[dict[str, jax.Array]]:
+        """Batches from the position's step on, on the devices; ends the reader that was open before."""
+        config = self.config
+        source = Batches(
+            self.sources.train,
+            position.schedule,
+            seed=config.seed,
+            rows=self.rows,
+            num_steps=position.total_steps(config),
+            mask_documents=config.data.mask_documents,
+        )
+        self._reader.close()
+        reader = batches(source, start_step=position.step, workers=config.data.workers, prefetch=config.data.prefetch)
+        self._reader = self._stack.enter_context(ExitStack())
+        self._reader.callback(reader.close)
+        return (place(batch, self.rows, config.batch_size, self.mesh) for batch in reader)
+
+    def reset_sums(self, state: TrainState) -> TrainState:
+        """The state with empty sums, after a line has taken them."""
+        sums = jax.tree.map(np.asarray, empty_sums(len(self.sources.train)))
+        return state._replace(sums=jax.device_put(sums, self.plan.shardings.sums))
+
+    # --- saving, rewinding, evaluating ----------------------------------------------------------------------
+
+    def save(self, state: TrainState, position: Position, param_norm: jax.Array) -> float:
+        """Start a checkpoint after everything logged is on disk; returns the seconds that training waited."""
+        began = time.monotonic()
+        if not math.isfinite(jax.device_get(param_norm)):
+            raise DivergedError(f"the parameters of step {position.step} are not finite; they are not saved")
+        self.metrics.flush()
+        run = position.to_json() | {
+            "config": self.config.model_dump(mode="json"),
+            "manifests": self.manifests,
+            "tokenizer": self.tokenizer.model_dump(mode="json"),
+        }
+        counters = (state.window, state.sums)
+        self.checkpoints.save(position.step, state.params, state.optimizer, counters, run)
+        return time.monotonic() - began
+
+    def rewind(self, position: Position, report: Callable[[str], None]) -> tuple[TrainState, Position]:
+        """Back to the last checkpoint, with the data going on from here; raises when the policy is used up."""
+        self.checkpoints.wait()
+        limit = self.config.faults.max_rewinds
+        story = f"{self.config.faults.max_skips} steps in a row were skipped before step {position.step}"
+        if position.rewinds >= limit or not self.checkpoints.steps():
+            reason = f"{limit} rewinds did not help" if self.checkpoints.steps() else "there is no checkpoint yet"
+            self.metrics.log_event("diverged", position.step, rewinds=position.rewinds)
+            raise DivergedError(f"{story}, and {reason}; lower optimizer.lr or look at the data in {self.dir}")
+        items, saved = self.checkpoints.restore_newest(self._abstract_items(), report)
+        back = position.rewound(Position.from_json(saved))
+        self.metrics.rewind(back.step)
+        skipped = position.examples - Position.from_json(saved).examples
+        self.metrics.log_event(
+            "rewind", position.step, from_step=position.step, to_step=back.step, examples_skipped=skipped
+        )
+        report(f"{story}: back to step {back.step}, {skipped:,} examples are left out")
+        return TrainState(items["params"], items["optimizer"], *items["counters"]), back
+
+    def evaluate(self, params: dict, position: Position, goodput: float) -> str:
+        """Held-out loss of every validation source into eval.jsonl; returns a line for people."""
+        told = []
+        for name, shards in self.sources.validation.items():
+            began = time.monotonic()
+            result = evaluate(
+                self.plan.graphdef,
+                params,
+                shards,
+                mesh=self.mesh,
+                seq_len=self.config.data.seq_len,
+                batch_size=self.config.batch_size // self.config.train.accumulate,
+                sequences=self.config.eval.sequences,
+                chunk=self.config.loss.chunk,
+                mask_documents=self.config.data.mask_documents,
+            )
+            place = {"step": position.step, "tokens": position.tokens, "source": name}
+            cost = {"seconds": time.monotonic() - began, "goodput": goodput}
+            self.metrics.log_eval(place | result._asdict() | cost)
+            told.append(f"{name}: loss {result.loss:.4f}, {result.bits_per_byte:.4f} bits per byte")
+        return f"held out at step {position.step:,}  " + "; ".join(told)
+
+    # --- descriptions ---------------------------------------------------------------------------------------
+
+    @property
+    def tokenizer(self):
+        return next(iter(self.sources.train.values())).manifest.tokenizer
+
+    @property
+    def tokenizer_dir(self):
+        return next(iter(self.sources.train.values())).directory / "tokenizer"
+
+    @cached_property
+    def manifests(self) -> dict[str, str]:
+        return {name: shards.manifest.hash for name, shards in self.sources.train.items()}
+
+    def _description(self) -> dict[str, Any]:
+        return {
+            "parameters": counts.parameter_count(self.config.model),
+            "devices": self.mesh.size,
+            "device_kind": self.mesh.devices.flat[0].device_kind,
+            "mesh": dict(self.mesh.shape),
+            "versions": {
+                name: version(name) for name in ("maxlm", "jax", "flax", "optax", "orbax-checkpoint", "grain")
+            },
+        }
+
+    def _abstract_state(self) -> TrainState:
+        return jax.tree.map(
+            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+            self.plan.abstract,
+            self.plan.shardings,
+        )
+
+    def _abstract_items(self) -> dict[str, Any]:
+        state = self._abstract_state()
+        return {"params": state.params, "optimizer": state.optimizer, "counters": (state.window, state.sums)}
+
+    def _abstract_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
+        size, length = self.config.batch_size, self.config.data.seq_len
+        types = dict.fromkeys(("tokens", "targets", "segment_ids", "positions"), np.int32) | {"weights": np.float32}
+        shapes = {name: ((size, length), dtype) for name, dtype in types.items()} | {"sources": ((size,), np.int32)}
+        return {
+            name: jax.ShapeDtypeStruct(
+                shape, dtype, sharding=named_sharding(("batch", *[None] * (len(shape) - 1)), self.mesh)
+            )
+            for name, (shape, dtype) in shapes.items()
+        }

@@ -1,0 +1,181 @@
+"""The step's mathematics does not depend on the mesh or on accumulation, and bad steps change nothing."""
+
+import itertools
+
+import jax
+import numpy as np
+import pytest
+from tiny import run_config
+
+from maxlm.config import Config
+from maxlm.parallel.batch import place
+from maxlm.parallel.mesh import build_mesh
+from maxlm.train.state import TrainState, blueprint, initial_state
+from maxlm.train.step import compile_step, summed_gradients
+
+SOURCES = 2
+
+
+def make_batch(config: Config, seed: int, rows: int | None = None) -> dict[str, np.ndarray]:
+    """Random tokens in documents of random lengths, with uneven numbers of targets per row."""
+    random = np.random.default_rng(seed)
+    size = (rows or config.batch_size, config.data.seq_len)
+    tokens = random.integers(0, config.model.vocab_size, (size[0], size[1] + 1)).astype(np.int32)
+    starts = random.random(size) < 0.15
+    starts[:, 0] = True
+    position = np.arange(size[1]) - np.maximum.accumulate(np.where(starts, np.arange(size[1]), 0), axis=1)
+    weights = (random.random(size) < random.random((size[0], 1))).astype(np.float32)
+    return {
+        "tokens": tokens[:, :-1],
+        "targets": tokens[:, 1:],
+        "segment_ids": np.cumsum(starts, axis=1).astype(np.int32),
+        "positions": position.astype(np.int32),
+        "weights": weights,
+        "sources": random.integers(0, SOURCES, size[0]).astype(np.int32),
+    }
+
+
+class Trainer:
+    """A compiled step on some devices."""
+
+    def __init__(self, config: Config, devices=None):
+        self.config = config
+        self.mesh = build_mesh(config.mesh, devices)
+        self.plan = blueprint(config, self.mesh, SOURCES)
+        self.state = initial_state(self.plan)
+        self.step = compile_step(self.plan)
+
+    def run(self, batch: dict[str, np.ndarray], rate: float = 1e-2) -> dict:
+        size = len(batch["tokens"])
+        with jax.set_mesh(self.mesh):
+            placed = place(batch, range(size), size, self.mesh)
+            self.state, metrics = self.step(self.state, placed, np.float32(rate))
+        return jax.device_get(metrics)
+
+
+def params_of(state: TrainState) -> list[np.ndarray]:
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(state.params)]
+
+
+def distance(left: list[np.ndarray], right: list[np.ndarray]) -> float:
+    """Norm of the difference over the norm."""
+    difference = sum(float(np.sum((a - b) ** 2)) for a, b in zip(left, right, strict=True))
+    return (difference / sum(float(np.sum(a**2)) for a in left)) ** 0.5
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["untied", "tied"])
+def one_device(request) -> tuple[bool, list[float], list[np.ndarray]]:
+    """Losses of 10 steps on one device, and the parameters after them."""
+    trainer = Trainer(config_of(request.param, data=1, fsdp=1), jax.devices()[:1])
+    losses = [float(trainer.run(make_batch(trainer.config, seed))["loss"]) for seed in range(10)]
+    return request.param, losses, params_of(trainer.state)
+
+
+def config_of(tied: bool, accumulate: int = 1, **mesh: int) -> Config:
+    return run_config(
+        model={"tie_embeddings": tied, "num_heads": 16, "num_kv_heads": 8, "window": [5, None], "qk_norm": True},
+        mesh={"data": 1, "fsdp": 1, "tensor": 1} | mesh,
+        optimizer={"eps": 1e-5, "weight_decay": 0.1},
+        loss={"z_loss": 1e-3, "chunk": 7},
+        train={"accumulate": accumulate},
+        remat={"policy": "full"},
+    )
+
+
+MESHES = [sizes for sizes in itertools.product((1, 2, 4, 8), repeat=3) if np.prod(sizes) == 8]
+
+
+@pytest.mark.parametrize("sizes", MESHES, ids=lambda sizes: "data{}-fsdp{}-tensor{}".format(*sizes))
+def test_every_mesh_gives_the_losses_and_parameters_of_one_device(one_device, sizes):
+    tied, losses, params = one_device
+    trainer = Trainer(config_of(tied, **dict(zip(("data", "fsdp", "tensor"), sizes, strict=True))))
+    found = [float(trainer.run(make_batch(trainer.config, seed))["loss"]) for seed in range(10)]
+    np.testing.assert_allclose(found, losses, rtol=1e-5)
+    assert distance(params_of(trainer.state), params) < 1e-5
+
+
+@pytest.mark.parametrize("count", [2, 4, 8])
+def test_accumulation_over_uneven_microbatches_gives_the_same_gradients(count):
+    batch = make_batch(config_of(False), 3)
+    batch["weights"][:3] = 0  # a microbatch may hold no target at all
+    found = []
+    for accumulate in (1, count):
+        config = config_of(False, accumulate=accumulate)
+        mesh = build_mesh(config.mesh, jax.devices()[:1])
+        plan = blueprint(config, mesh, SOURCES)
+        with jax.set_mesh(mesh):
+            gradients = jax.jit(lambda p, b, plan=plan: summed_gradients(p, b, plan))
+            found.append(gradients(initial_state(plan).params, batch))
+    (whole, whole_rows), (parts, parts_rows) = found
+    assert distance(jax.tree.leaves(whole), jax.tree.leaves(parts)) < 1e-6
+    np.testing.assert_allclose(whole_rows, parts_rows, rtol=1e-6)
+
+
+def test_accumulation_on_a_mesh_keeps_every_row_with_its_source():
+    single = Trainer(config_of(False), jax.devices()[:1])
+    config = config_of(False, accumulate=2, data=2, fsdp=2)
+    several = Trainer(config, jax.devices()[:4])
+    batch = make_batch(config, 5)
+    left, right = single.run(batch), several.run(batch)
+    np.testing.assert_allclose(left["sums"].nll, right["sums"].nll, rtol=1e-5)
+    assert left["sums"].targets.tolist() == right["sums"].targets.tolist()
+    by_hand = [int(batch["weights"][batch["sources"] == source].sum()) for source in range(SOURCES)]
+    assert left["sums"].targets.tolist() == by_hand
+    np.testing.assert_allclose(left["loss"], left["sums"].nll.sum() / sum(by_hand), rtol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def faulty() -> Trainer:
+    """A trainer whose window of 8 steps is full."""
+    config = run_config(faults={"window": 8}, train={"accumulate": 2})
+    trainer = Trainer(config.model_copy(update={"mesh": config.mesh.model_copy(update={"fsdp": 1})}), jax.devices()[:1])
+    for seed in range(8):
+        trainer.run(make_batch(trainer.config, seed), rate=1e-4)
+    return trainer
+
+
+def snapshot(state: TrainState) -> list[np.ndarray]:
+    parts = (state.params, state.optimizer, state.window.losses, state.window.grad_norms, state.window.accepted)
+    return [np.array(leaf) for leaf in jax.tree.leaves(parts)]
+
+
+def test_a_microbatch_that_is_not_finite_changes_nothing_and_is_counted(faulty):
+    before, skipped = snapshot(faulty.state), int(faulty.state.sums.skipped)
+    sums = np.array(faulty.state.sums.nll)
+    bad = make_batch(faulty.config, 20)
+    bad["weights"][1, 2] = np.nan  # makes one microbatch's loss and gradients NaN
+    metrics = faulty.run(bad)
+    assert not np.isfinite(metrics["loss"])
+    assert all(a.tobytes() == b.tobytes() for a, b in zip(before, snapshot(faulty.state), strict=True))
+    assert int(metrics["sums"].skipped) == skipped + 1 and int(metrics["skipped_in_row"]) == 1
+    assert np.array(faulty.state.sums.nll).tobytes() == sums.tobytes()
+    good = faulty.run(make_batch(faulty.config, 21), rate=1e-4)
+    assert np.isfinite(good["loss"]) and int(good["skipped_in_row"]) == 0 and good["update_norm"] > 0
+
+
+def test_a_spike_is_skipped_and_does_not_enter_the_window(faulty):
+    before = snapshot(faulty.state)
+    spike = make_batch(faulty.config, 22)
+    spike["weights"] *= 0
+    spike["weights"][0, 0] = 1  # the gradient of one token is far above that of a batch
+    metrics = faulty.run(spike)
+    assert metrics["grad_norm"] > 2 * float(np.max(np.asarray(faulty.state.window.grad_norms)))
+    assert int(metrics["skipped_in_row"]) == 1 and metrics["update_norm"] == 0
+    assert all(a.tobytes() == b.tobytes() for a, b in zip(before, snapshot(faulty.state), strict=True))
+
+
+def test_nothing_is_compiled_after_the_first_step(faulty):
+    faulty.run(make_batch(faulty.config, 23), rate=1e-5)
+    assert faulty.step._cache_size() == 1
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_one_batch_overfits(optimizer):
+    config = run_config(optimizer={"name": optimizer, "weight_decay": 0.0}, mesh={"fsdp": 1}, data={"seq_len": 16})
+    trainer = Trainer(config, jax.devices()[:1])
+    batch = make_batch(config, 1)
+    batch["weights"][:] = 1
+    first = trainer.run(batch)["loss"]
+    for _ in range(150):
+        last = trainer.run(batch, rate=2e-2)["loss"]
+    assert first > 4.0 and last < 0.5
