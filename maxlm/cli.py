@@ -1,0 +1,127 @@
+"""The commands of maxlm: parsing and printing only. Results go to stdout, progress and errors to stderr."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from maxlm.errors import MaxlmError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Pre-train language models: maxlm-prep turns text into shards, maxlm trains on them.",
+)
+config_app = typer.Typer(no_args_is_help=True, help="Show and describe configurations.")
+app.add_typer(config_app, name="config")
+
+ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file of a run.", show_default=False)]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Values that replace the file's, as in lr=1e-3.")
+]
+ModelPath = Annotated[
+    Path, typer.Argument(metavar="PATH", help="Run directory, or one of its checkpoints.", show_default=False)
+]
+
+
+@app.command()
+def train(config: ConfigFile, overrides: Overrides = None) -> None:
+    """Train a model, or go on where its run directory stands."""
+    from maxlm.config import load
+
+    loaded = load(config, overrides or [])
+    from maxlm.train.loop import train
+
+    train(loaded)
+
+
+@app.command("eval")
+def evaluate(
+    path: ModelPath,
+    data: Annotated[
+        list[str] | None, typer.Option(help="Held-out source as NAME=DIRECTORY; default: those of the run.")
+    ] = None,
+    sequences: Annotated[int | None, typer.Option(min=1, help="Sequences per source; default: all.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
+) -> None:
+    """Held-out loss, perplexity and bits per byte, per source."""
+    from maxlm.evaluate.command import evaluate_path
+
+    results = evaluate_path(path, data or [], sequences)
+    if as_json:
+        print(json.dumps({name: result._asdict() for name, result in results.items()}))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("source", "loss", "perplexity", "bits per byte", "target tokens", "bytes")
+    for name, result in results.items():
+        figures = (f"{result.loss:.4f}", f"{result.perplexity:.2f}", f"{result.bits_per_byte:.4f}")
+        table.add_row(name, *figures, f"{result.target_tokens:,}", f"{result.bytes:,}")
+    Console().print(table)
+
+
+@app.command()
+def generate(
+    path: ModelPath,
+    prompt: Annotated[str, typer.Option(help="Text to continue; empty for a new document.")] = "",
+    max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens to add.")] = 200,
+    temperature: Annotated[float, typer.Option(min=0, help="Divides the logits; 0 takes the most likely token.")] = 0.8,
+    top_k: Annotated[int | None, typer.Option(min=1, help="Draw from the k most likely tokens.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Draw from the fewest tokens holding this probability.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same text.")] = 0,
+) -> None:
+    """Continue a text, printed as it is produced."""
+    from maxlm.evaluate.command import generate_text
+
+    sys.stdout.write(prompt)
+    for piece in generate_text(path, prompt, max_tokens, temperature, top_k, top_p, seed):
+        sys.stdout.write(piece)
+        sys.stdout.flush()
+    sys.stdout.write("\n")
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run directories.", show_default=False)],
+    out: Annotated[Path | None, typer.Option(help="File to write; default: report.html of the first run.")] = None,
+) -> None:
+    """One HTML page about one run, or several overlaid."""
+    from maxlm.report.html import write_report
+
+    print(write_report(runs, out or runs[0] / "report.html"))
+
+
+@config_app.command("schema")
+def schema() -> None:
+    """Print the JSON schema of a run's configuration, for editors."""
+    from maxlm.config import json_schema
+
+    print(json.dumps(json_schema(), indent=2))
+
+
+@config_app.command("show")
+def show(config: ConfigFile, overrides: Overrides = None) -> None:
+    """Print a configuration with everything that it extends, overrides and leaves to defaults."""
+    from maxlm.config import load, to_yaml
+
+    print(to_yaml(load(config, overrides or [])), end="")
+
+
+def main() -> None:
+    """Run a command; an error that a user can act on is one line and the exit code of its kind."""
+    try:
+        app()
+    except MaxlmError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()
