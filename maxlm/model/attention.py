@@ -56,12 +56,15 @@ def attend(q_BSHE, k_BSKE, v_BSKE, segment_ids_BS, window: int | None, cache: Ke
 
 
 def reference(q_BSHE, k_BTKE, v_BTKE, allowed_BST) -> jax.Array:
-    """softmax(q k / sqrt(E)) v with masked scores, in float32; [B, S, H, E] in the queries' type."""
+    """softmax(q k / sqrt(E)) v with masked scores, in float32; [B, S, H, E] in the queries' type.
+
+    Scores are ordered as the product gives them, S before G: any other order is a copy of the largest array.
+    """
     batch, length, heads, width = q_BSHE.shape
     kv_heads = k_BTKE.shape[2]
     q_BSKGE = q_BSHE.reshape(batch, length, kv_heads, heads // kv_heads, width) * width**-0.5
-    scores_BKGST = jnp.einsum("BSKGE,BTKE->BKGST", q_BSKGE, k_BTKE, preferred_element_type=jnp.float32)
-    scores_BKGST = jnp.where(allowed_BST[:, None, None], scores_BKGST, -1e30)
-    weights_BKGST = jax.nn.softmax(scores_BKGST, axis=-1).astype(v_BTKE.dtype)
-    mixed_BSKGE = jnp.einsum("BKGST,BTKE->BSKGE", weights_BKGST, v_BTKE)
-    return mixed_BSKGE.reshape(batch, length, heads, width)
+    scores_BKSGT = jnp.einsum("BSKGE,BTKE->BKSGT", q_BSKGE, k_BTKE, preferred_element_type=jnp.float32)
+    scores_BKSGT = jnp.where(allowed_BST[:, None, :, None], scores_BKSGT, -1e30)
+    weights_BKSGT = jax.nn.softmax(scores_BKSGT, axis=-1).astype(v_BTKE.dtype)
+    mixed_BKSGE = jnp.einsum("BKSGT,BTKE->BKSGE", weights_BKSGT, v_BTKE)
+    return jnp.moveaxis(mixed_BKSGE, 1, 2).reshape(batch, length, heads, width)

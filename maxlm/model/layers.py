@@ -79,6 +79,25 @@ class Attention(nnx.Module):
         return checkpoint_name(out_BSD, "attention_out"), cache
 
 
+@jax.custom_vjp
+def expand(x_BSD: jax.Array, w_DF: jax.Array) -> jax.Array:
+    """The product [B, S, F] of a narrow input with a matrix that widens it.
+
+    It differs from a plain einsum in the order of its weight gradient's factors, x first. Backends without a
+    transposed product copy the first factor: here the narrow one, not the wide one with the activation's derivative
+    fused into the copy. That is a tenth of a step on CPU, and the same product on TPU and GPU.
+    """
+    return jnp.einsum("BSD,DF->BSF", x_BSD, w_DF)
+
+
+def _expand_backward(inputs, d_out_BSF):
+    x_BSD, w_DF = inputs
+    return jnp.einsum("BSF,DF->BSD", d_out_BSF, w_DF), jnp.einsum("BSD,BSF->DF", x_BSD, d_out_BSF)
+
+
+expand.defvjp(lambda x_BSD, w_DF: (expand(x_BSD, w_DF), (x_BSD, w_DF)), _expand_backward)
+
+
 class MLP(nnx.Module):
     """SwiGLU: (silu(x gate) * (x up)) down (Shazeer 2020)."""
 
@@ -91,8 +110,8 @@ class MLP(nnx.Module):
 
     def __call__(self, x_BSD: jax.Array) -> jax.Array:
         dtype = x_BSD.dtype
-        gate_BSF = checkpoint_name(jnp.einsum("BSD,DF->BSF", x_BSD, self.gate[...].astype(dtype)), "mlp_gate")
-        up_BSF = checkpoint_name(jnp.einsum("BSD,DF->BSF", x_BSD, self.up[...].astype(dtype)), "mlp_up")
+        gate_BSF = checkpoint_name(expand(x_BSD, self.gate[...].astype(dtype)), "mlp_gate")
+        up_BSF = checkpoint_name(expand(x_BSD, self.up[...].astype(dtype)), "mlp_up")
         hidden_BSF = shard(jax.nn.silu(gate_BSF) * up_BSF, "batch", "sequence", "mlp")
         return jnp.einsum("BSF,FD->BSD", hidden_BSF, self.down[...].astype(dtype))
 

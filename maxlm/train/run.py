@@ -22,11 +22,17 @@ from maxlm.evaluate.perplexity import evaluate
 from maxlm.model import counts
 from maxlm.parallel.batch import addressed_rows, place
 from maxlm.parallel.mesh import build_mesh, check_batch
-from maxlm.parallel.sharding import named_sharding
 from maxlm.report.metrics import MetricsWriter
 from maxlm.train import resume
 from maxlm.train.position import Position
-from maxlm.train.state import TrainState, blueprint, empty_sums, initial_state
+from maxlm.train.state import (
+    TrainState,
+    abstract_batch,
+    abstract_state,
+    blueprint,
+    initial_state,
+    replicated_scalar,
+)
 from maxlm.train.step import compile_step
 
 CONFIG, TOKENIZER = "config.yaml", "tokenizer"
@@ -93,10 +99,9 @@ class Run:
     @cached_property
     def step(self):
         """The compiled step (state, batch, learning rate) -> (state, metrics); its shapes are fixed for good."""
-        batch, replicated = self._abstract_batch(), NamedSharding(self.mesh, PartitionSpec())
-        rate = jax.ShapeDtypeStruct((), np.float32, sharding=replicated)
+        rate = replicated_scalar(self.plan, np.float32)
         with jax.set_mesh(self.mesh):
-            return compile_step(self.plan).lower(self._abstract_state(), batch, rate).compile()
+            return compile_step(self.plan).lower(abstract_state(self.plan), abstract_batch(self.plan), rate).compile()
 
     def scalar(self, value: float) -> jax.Array:
         return jax.device_put(np.float32(value), NamedSharding(self.mesh, PartitionSpec()))
@@ -120,8 +125,8 @@ class Run:
 
     def reset_sums(self, state: TrainState) -> TrainState:
         """The state with empty sums, after a line has taken them."""
-        sums = jax.tree.map(np.asarray, empty_sums(len(self.sources.train)))
-        return state._replace(sums=jax.device_put(sums, self.plan.shardings.sums))
+        zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), self.plan.abstract.sums)
+        return state._replace(sums=jax.device_put(zeros, self.plan.shardings.sums))
 
     # --- saving, rewinding, evaluating ----------------------------------------------------------------------
 
@@ -206,24 +211,6 @@ class Run:
             },
         }
 
-    def _abstract_state(self) -> TrainState:
-        return jax.tree.map(
-            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-            self.plan.abstract,
-            self.plan.shardings,
-        )
-
     def _abstract_items(self) -> dict[str, Any]:
-        state = self._abstract_state()
+        state = abstract_state(self.plan)
         return {"params": state.params, "optimizer": state.optimizer, "counters": (state.window, state.sums)}
-
-    def _abstract_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
-        size, length = self.config.batch_size, self.config.data.seq_len
-        types = dict.fromkeys(("tokens", "targets", "segment_ids", "positions"), np.int32) | {"weights": np.float32}
-        shapes = {name: ((size, length), dtype) for name, dtype in types.items()} | {"sources": ((size,), np.int32)}
-        return {
-            name: jax.ShapeDtypeStruct(
-                shape, dtype, sharding=named_sharding(("batch", *[None] * (len(shape) - 1)), self.mesh)
-            )
-            for name, (shape, dtype) in shapes.items()
-        }

@@ -11,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from maxlm.config import Config
 from maxlm.model import decoder
-from maxlm.parallel.sharding import check_divisible, tree_shardings
+from maxlm.parallel.sharding import check_divisible, named_sharding, tree_shardings
 from maxlm.train import optimizer
 from maxlm.train.faults import Window, empty_window
 
@@ -80,6 +80,28 @@ def initial_state(plan: Blueprint) -> TrainState:
     with jax.set_mesh(plan.mesh):
         initial = jax.jit(lambda: _initial(plan.config, plan.transform, plan.num_sources), out_shardings=plan.shardings)
         return initial()
+
+
+def abstract_state(plan: Blueprint) -> TrainState:
+    """The state as shapes, types and shardings: what a step is compiled for and a checkpoint restored into."""
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        plan.abstract,
+        plan.shardings,
+    )
+
+
+def abstract_batch(plan: Blueprint) -> dict[str, jax.ShapeDtypeStruct]:
+    """The global batch [B, S] of a step as shapes, types and shardings."""
+    size, length = plan.config.batch_size, plan.config.data.seq_len
+    types = dict.fromkeys(("tokens", "targets", "segment_ids", "positions"), jnp.int32) | {"weights": jnp.float32}
+    rows = named_sharding(("batch", None), plan.mesh)
+    batch = {name: jax.ShapeDtypeStruct((size, length), dtype, sharding=rows) for name, dtype in types.items()}
+    return batch | {"sources": jax.ShapeDtypeStruct((size,), jnp.int32, sharding=named_sharding(("batch",), plan.mesh))}
+
+
+def replicated_scalar(plan: Blueprint, dtype: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct((), dtype, sharding=NamedSharding(plan.mesh, PartitionSpec()))
 
 
 def empty_sums(num_sources: int) -> Sums:
