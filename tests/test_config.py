@@ -211,7 +211,7 @@ def test_total_tokens_defaults_to_the_mixture(load_text: Load) -> None:
 
 
 def test_yaml_of_a_configuration_loads_to_itself(load_text: Load) -> None:
-    overrides = ["model.window=[8, null]", "remat.policy=[query, mlp_out]", "optimizer.lr=1e-7", "checkpoint.keep=3"]
+    overrides = ["model.window=[8, null]", "remat.policy=[query, mlp_up]", "optimizer.lr=1e-7", "checkpoint.keep=3"]
     config = load_text(BASE, *overrides, "logging.profile={start_step: 3}", "data.validation={web: {path: c}}")
     assert load_text(to_yaml(config)) == config
 

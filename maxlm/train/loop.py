@@ -63,35 +63,34 @@ def steps(run: Run, state: TrainState, position: Position, stop: StopRequest, pr
         position = after
         meter.step_started(metrics)
 
-        last = position.tokens >= config.total_tokens
+        last, stopping = position.tokens >= config.total_tokens, stop.signal is not None
         evaluating = last or due(position.step, config.eval.every_steps)
-        saving = last or bool(stop.signal) or saver.due(position.step)
+        saving = last or stopping or saver.due(position.step)
 
         in_row = 0
         if pending:  # the log step before this one, which is done by now
-            position, in_row = write_line(run, pending, position, progress)
+            position, in_row = write_line(run, pending, position, meter, progress)
             pending = None
         if last or due(position.step, config.logging.every_steps):
-            pending = Line(position, metrics, rate, meter.take(config.train.batch_tokens))
+            pending = Line(position, metrics, rate)
             state = run.reset_sums(state)
         if pending and (evaluating or saving):  # what is saved or evaluated has its line before
-            position, in_row = write_line(run, pending, position, progress)
+            position, in_row = write_line(run, pending, position, meter, progress)
             pending = None
 
         if in_row >= config.faults.max_skips:
             state, position = run.rewind(position, progress.note)
             reader, pending = run.batches(position), None
-            meter.resume()
             continue
+        if evaluating or saving:
+            meter.settle()
         if evaluating:
             progress.note(run.evaluate(state.params, position, meter.goodput.ratio(time.monotonic())))
         if saving:
             seconds = run.save(state, position, metrics["param_norm"])
             saver.saved(position.step)
             run.metrics.log_event("checkpoint", position.step, seconds=seconds)
-        if evaluating or saving:
-            meter.skip()
-        if stop.signal and not last:
+        if stopping and not last:
             run.checkpoints.wait()
             run.metrics.log_event("preempted", position.step, signal=stop.signal.name)
             raise stopped(position, stop)
@@ -114,10 +113,9 @@ class Line(NamedTuple):
     position: Position
     metrics: dict[str, Any]
     learning_rate: float
-    rates: dict[str, float | None]
 
 
-def write_line(run: Run, line: Line, now: Position, progress: Progress) -> tuple[Position, int]:
+def write_line(run: Run, line: Line, now: Position, meter: Meter, progress: Progress) -> tuple[Position, int]:
     """Read a log step's values and write its line; returns `now` with the targets counted, and the skips in a row."""
     values = jax.device_get(line.metrics)
     sums = values.pop("sums")
@@ -131,7 +129,7 @@ def write_line(run: Run, line: Line, now: Position, progress: Progress) -> tuple
         | {name: float(value) for name, value in values.items()}
         | {"learning_rate": line.learning_rate, "skipped": int(sums.skipped)}
         | {"loss_by_source": losses, "tokens_by_source": targets}
-        | line.rates
+        | meter.take(line.metrics, run.config.train.batch_tokens)
     )
     run.metrics.log(written)
     progress.update(written)

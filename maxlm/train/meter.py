@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Iterator
-from typing import Any
 
 import jax
 
@@ -21,17 +20,9 @@ class Meter:
         self._peak = peak * len(devices) if peak else None
         self._device = devices[0]
         self._flops_per_token = flops_per_token
-        self._previous: Any = None
+        self._running: jax.Array | None = None  # a result of the step that was started last
+        self._mark, self._steps, self._seconds, self._waited = 0.0, 0, 0.0, 0.0
         self.goodput = Goodput(began)
-        self.resume()
-
-    def resume(self) -> None:
-        """Start counting anew, after a line of the metrics or after something that is no step."""
-        self._mark, self._steps, self._seconds, self._waited = time.monotonic(), 0, 0.0, 0.0
-
-    def skip(self) -> None:
-        """Leave out the time since the last step (an evaluation, a save)."""
-        self._mark = time.monotonic()
 
     def next_batch(self, reader: Iterator[dict]) -> dict:
         began = time.monotonic()
@@ -41,20 +32,34 @@ class Meter:
 
     def step_started(self, metrics: dict[str, jax.Array]) -> None:
         """Wait until the step before this one is done: the device always has one to go on with, never many."""
-        if self._previous is not None:
-            jax.block_until_ready(self._previous)
-        self._previous = metrics["loss"]
-        now = time.monotonic()
-        self._seconds, self._steps, self._mark = self._seconds + now - self._mark, self._steps + 1, now
+        if self._running is None:
+            self._mark = time.monotonic()
+        self.settle()
+        self._running = metrics["loss"]
 
-    def take(self, batch_tokens: int) -> dict[str, float | None]:
-        """Fields of a metrics line: means per step since the last line."""
+    def settle(self) -> None:
+        """Wait for the step that was started last and count it; what comes before the next one is not counted."""
+        if self._running is None:
+            return
+        jax.block_until_ready(self._running)
+        now = time.monotonic()
+        self._seconds, self._steps, self._mark, self._running = (
+            self._seconds + now - self._mark,
+            self._steps + 1,
+            now,
+            None,
+        )
+
+    def take(self, metrics: dict[str, jax.Array], batch_tokens: int) -> dict[str, float | None]:
+        """Fields of the line of a step, given its metrics: means per step since the last line."""
+        if self._running is metrics["loss"]:
+            self.settle()
         step_seconds, waited = self._seconds / self._steps, self._waited / self._steps
         self.goodput.productive(self._seconds - self._waited)
+        self._steps, self._seconds, self._waited = 0, 0.0, 0.0
         rate = batch_tokens / step_seconds
         memory = self._device.memory_stats() or {}
         used = memory.get("peak_bytes_in_use")
-        self.resume()
         return {
             "step_seconds": step_seconds,
             "data_wait_seconds": waited,

@@ -1,0 +1,188 @@
+"""The commands as a user types them: what they print, and the exit code of every kind of bad input."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+
+from maxlm import cli
+from maxlm.config import to_yaml
+from maxlm.train import loop
+
+
+@pytest.fixture
+def run_command(monkeypatch, capsys):
+    """run_command("train", "x.yaml") -> (exit code, stdout, stderr)."""
+
+    def run(*words: str | Path) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["maxlm", *map(str, words)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        out = capsys.readouterr()
+        return stopped.value.code or 0, out.out, out.err
+
+    return run
+
+
+@pytest.fixture
+def config_file(make_config, tmp_path):
+    path = tmp_path / "tiny.yaml"
+    path.write_text(to_yaml(make_config()))
+    return path
+
+
+def one_line_error(result: tuple[int, str, str], code: int) -> str:
+    found, out, err = result
+    assert found == code, err
+    assert out == "" and "Traceback" not in err
+    (line,) = err.splitlines()
+    return line.removeprefix("error: ")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("optimizer.learning_rat=1", "unknown key 'optimizer.learning_rat'"),
+        ("trian.batch_tokens=256", "unknown key 'trian'; the nearest is 'train'"),
+        ("optimizer.lr=-1", "optimizer.lr: found -1; input should be greater than 0"),
+        ("remat.policy=ful", "remat.policy: found 'ful'"),
+        ("train.batch_tokens=100", "train.batch_tokens must be a multiple of data.seq_len"),
+        ("train.batch_tokens=96", "the nearest that works is 256"),
+        ("mesh={fsdp: 3, data: 1}", "mesh: data 1 x fsdp 3 x tensor 1 does not make 8"),
+        ("mesh={tensor: 8, fsdp: 1}", "model.num_kv_heads: 2 is not divisible by mesh.tensor = 8"),
+        ("model.vocab_size=256", "model.vocab_size is 256, the tokenizer of"),
+    ],
+)
+def test_bad_configuration_is_one_line_and_exit_code_2(run_command, config_file, tmp_path, override, message):
+    assert message in one_line_error(run_command("train", config_file, override), 2)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_missing_configuration_is_exit_code_2(run_command, tmp_path):
+    assert "no such configuration file" in one_line_error(run_command("train", tmp_path / "none.yaml"), 2)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda d: shutil.rmtree(d), "no such directory"),
+        (lambda d: (d / "manifest.json").unlink(), "the directory has no manifest.json"),
+        (lambda d: (d / "manifest.json").write_text("{"), "manifest.json: not a manifest"),
+        (lambda d: (d / "tokens-00000.bin").unlink(), "tokens-00000.bin: missing"),
+        (lambda d: cut(d / "tokens-00000.bin"), "tokens-00000.bin: has"),
+        (lambda d: flip(d / "tokens-00000.idx"), "tokens-00000.idx: its contents differ"),
+    ],
+    ids=["directory", "manifest", "damaged-manifest", "shard", "truncated", "altered"],
+)
+def test_bad_data_is_one_line_that_names_the_file_and_exit_code_3(
+    run_command, config_file, prepared, tmp_path, damage, message
+):
+    copy = tmp_path / "copy"
+    shutil.copytree(prepared / "prep", copy)
+    damage(copy)
+    line = one_line_error(run_command("train", config_file, f"data.sources.prep.path={copy}"), 3)
+    assert line.startswith(str(copy)) and message in line
+    assert not (tmp_path / "runs").exists()
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-2])
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[0] ^= 1
+    path.write_bytes(data)
+
+
+def test_nothing_to_load_is_exit_code_3(run_command, tmp_path):
+    assert "no such directory" in one_line_error(run_command("generate", tmp_path / "none"), 3)
+    assert "holds no checkpoint" in one_line_error(run_command("eval", tmp_path), 3)
+
+
+@pytest.fixture(scope="module")
+def trained(prepared, tmp_path_factory) -> Path:
+    from conftest import TINY
+
+    path = tmp_path_factory.mktemp("trained")
+    (path / "tiny.yaml").write_text(TINY.format(prepared=prepared, runs=path / "runs"))
+    from maxlm.config import load
+
+    config = load(path / "tiny.yaml", ["train.total_tokens=2048", "logging.tensorboard=true"])
+    loop.train(config, jax.devices()[:1])
+    return config.run_dir
+
+
+def test_a_run_directory_holds_what_is_promised(trained):
+    names = {path.name for path in trained.iterdir()}
+    wanted = {"config.yaml", "metrics.jsonl", "eval.jsonl", "events.jsonl", "checkpoints", "tensorboard", "report.html"}
+    assert wanted | {"tokenizer"} == names
+    line = json.loads((trained / "metrics.jsonl").read_text().splitlines()[-1])
+    fields = """step tokens loss grad_norm param_norm update_norm learning_rate step_seconds data_wait_seconds
+        tokens_per_second mfu hbm_gib skipped loss_by_source tokens_by_source target_tokens"""
+    assert set(fields.split()) == set(line)
+    assert line["step"] == 8 and line["tokens"] == 2048 and line["mfu"] is None
+    assert 0 < line["target_tokens"] <= 2048 and set(line["loss_by_source"]) == {"model", "prep"}
+
+
+def test_eval_prints_a_table_or_json_of_the_whole_source(run_command, trained, prepared):
+    code, out, err = run_command("eval", trained, "--json")
+    assert code == 0, err
+    ((name, result),) = json.loads(out).items()
+    manifest = json.loads((prepared / "model-val" / "manifest.json").read_text())
+    assert name == "model" and result["bytes"] == manifest["bytes"]
+    assert result["target_tokens"] == manifest["tokens"] - manifest["documents"]
+    code, out, _ = run_command("eval", trained, "--data", f"other={prepared / 'prep'}", "--sequences", "4")
+    assert code == 0 and "bits per byte" in out and "other" in out
+
+
+def test_generate_continues_the_prompt_and_repeats_itself_with_a_seed(run_command, trained):
+    words = ("generate", trained, "--prompt", "def ", "--max-tokens", "12")
+    first, again = run_command(*words, "--seed", "3"), run_command(*words, "--seed", "3")
+    assert first[0] == 0 and first[1] == again[1] and first[1].startswith("def ")
+    assert run_command(*words, "--seed", "4")[1] != first[1]
+    checkpoint = trained / "checkpoints" / "8"
+    assert run_command("generate", checkpoint, *words[2:], "--seed", "3")[1] == first[1]
+
+
+def test_report_and_configuration_commands_print_what_they_wrote(run_command, trained, tmp_path):
+    code, out, _ = run_command("report", trained, "--out", tmp_path / "page.html")
+    assert code == 0 and out.strip() == str(tmp_path / "page.html") and (tmp_path / "page.html").stat().st_size > 10_000
+    assert json.loads(run_command("config", "schema")[1])["title"] == "Config"
+    code, out, _ = run_command("config", "show", trained / "config.yaml", "optimizer.lr=0.5")
+    assert code == 0 and "lr: 0.5" in out
+
+
+def test_python_api_loads_a_model_that_gives_logits(trained):
+    import numpy as np
+
+    import maxlm
+
+    model, tokenizer = maxlm.load(trained)
+    tokens = np.array([tokenizer.encode("import jax")], np.int32)
+    logits = model(tokens)
+    assert logits.shape == (*tokens.shape, 320) and logits.dtype == "float32"
+
+
+def test_values_are_read_from_the_device_at_log_steps_alone(make_config, monkeypatch):
+    reads = []
+    get = jax.device_get
+    monkeypatch.setattr(jax, "device_get", lambda tree: reads.append(1) or get(tree))
+    array = type(jax.numpy.zeros(()))
+    for name in ("__float__", "__int__", "__array__", "item", "tolist"):
+        method = getattr(array, name)
+        monkeypatch.setattr(array, name, lambda self, *a, _m=method, **k: reads.append(_m) or _m(self, *a, **k))
+    quiet = {"eval.every_steps": None, "checkpoint.every_steps": None, "train.total_tokens": 256 * 12}
+    counts = {}
+    for every in (2, 3, 6):
+        reads.clear()
+        config = make_config({**quiet, "data.validation": {}, "logging.every_steps": every}, name=f"every{every}")
+        loop.train(config, jax.devices()[:1])
+        counts[every] = len(reads)
+    # 6, 4 and 2 lines: the reads of a line times their number, and a constant for the start and the last save.
+    of_a_line = (counts[3] - counts[6]) / 2
+    assert of_a_line >= 1 and counts[2] - counts[3] == 2 * of_a_line
