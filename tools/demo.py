@@ -97,7 +97,7 @@ def held_out_texts(run_dir: Path) -> Iterator[bytes]:
 def continuation(run_dir: Path) -> Iterator[str]:
     from maxlm.evaluate.command import generate_text
 
-    return generate_text(run_dir, PROMPT, max_tokens=120, temperature=0.7, top_k=None, top_p=0.9, seed=0)
+    return generate_text(run_dir, PROMPT, max_tokens=120, temperature=0.6, top_k=None, top_p=0.9, seed=0)
 
 
 def summary(config, result: dict, sample: str) -> None:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 
 import jax
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
 from maxlm.config import Config, MeshConfig
@@ -27,10 +28,12 @@ def axis_sizes(config: MeshConfig, num_devices: int) -> dict[str, int]:
 
 
 def build_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A mesh over the given devices (default: all), laid out along the hardware's links by `jax.make_mesh`."""
+    """A mesh over the given devices (default: all), laid out along the hardware's links."""
     devices = jax.devices() if devices is None else devices
     sizes = axis_sizes(config, len(devices))
-    return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+    # An axis may take a part of a torus dimension: 2 x 8 x 4 is a mesh of 4 x 4 x 4 chips too.
+    layout = mesh_utils.create_device_mesh(tuple(sizes.values()), devices, allow_split_physical_axes=True)
+    return Mesh(layout, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def check_batch(config: Config, mesh: Mesh) -> None:
