@@ -13,11 +13,12 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
+from maxlm import checkpoint
 from maxlm import config as configuration
 from maxlm.checkpoint import Checkpoints
 from maxlm.config import Config
 from maxlm.data.loader import Batches, batches, open_sources
-from maxlm.errors import DivergedError
+from maxlm.errors import DivergedError, SaveError
 from maxlm.evaluate.perplexity import evaluate
 from maxlm.model import counts
 from maxlm.parallel.batch import addressed_rows, place
@@ -74,9 +75,15 @@ class Run:
         """Open the metrics at the position, and write down what is about to run."""
         resumed = bool(self.checkpoints.steps())
         resume_step = position.step if resumed else (-1 if (self.dir / CONFIG).exists() else None)
-        self.metrics = self._stack.enter_context(MetricsWriter(self.dir, self.config.logging.tensorboard, resume_step))
-        (self.dir / CONFIG).write_text(configuration.to_yaml(self.config))
-        shutil.copytree(self.tokenizer_dir, self.dir / TOKENIZER, dirs_exist_ok=True)
+        try:
+            writer = MetricsWriter(self.dir, self.config.logging.tensorboard, resume_step)
+            self.metrics = self._stack.enter_context(writer)
+            shutil.copytree(self.tokenizer_dir, self.dir / TOKENIZER, dirs_exist_ok=True)
+            new = self.dir / f"{CONFIG}.new"
+            new.write_text(configuration.to_yaml(self.config))
+            new.replace(self.dir / CONFIG)  # at once: a killed start must not leave half a configuration
+        except OSError as error:
+            raise SaveError(f"{self.dir}: cannot be written ({error})") from None
         self.metrics.log_event("resumed" if resumed else "started", position.step, **self._description())
         if changes:
             self.metrics.log_event("config_changed", position.step, changes=changes)
@@ -91,8 +98,7 @@ class Run:
     def _earlier_config(self) -> Config | None:
         """The configuration of the run that the directory holds, if it has come to a checkpoint."""
         path = self.dir / CONFIG
-        has_checkpoint = (self.dir / "checkpoints").is_dir() and any((self.dir / "checkpoints").iterdir())
-        return configuration.load(path) if path.is_file() and has_checkpoint else None
+        return configuration.load(path) if path.is_file() and checkpoint.latest(self.dir) else None
 
     # --- stepping -------------------------------------------------------------------------------------------
 

@@ -215,7 +215,7 @@ def test_data_prepared_anew_is_refused(make_config, prepared, tmp_path):
 
 def test_a_config_without_a_checkpoint_yet_may_still_change(make_config):
     config = make_config({"faults.max_rewinds": 0})
-    config.run_dir.mkdir(parents=True)
+    (config.run_dir / "checkpoints" / "4.orbax-checkpoint-tmp").mkdir(parents=True)  # a first save that was killed
     (config.run_dir / "config.yaml").write_text(to_yaml(config))
     train(make_config({"model.mlp_dim": 96, "train.total_tokens": 256 * 3}))
 
@@ -256,6 +256,12 @@ def test_a_checkpoint_that_cannot_fit_is_refused_before_anything_is_written(make
     ):
         train(config)
     assert os.listdir(config.run_dir / "checkpoints") == []
+
+
+def test_a_directory_that_cannot_be_written_is_named(make_config, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SaveError, match=r"file/runs/tiny/checkpoints: cannot be written"):
+        train(make_config({"runs_dir": str(tmp_path / "file" / "runs")}))
 
 
 def test_steps_skipped_in_a_row_rewind_past_the_data_and_then_stop_with_4(make_config):
