@@ -21,7 +21,7 @@ class Window(NamedTuple):
 
     losses: jax.Array  # float32 [window]
     grad_norms: jax.Array  # float32 [window]
-    accepted: jax.Array  # int32, accepted steps so far, at most window + what the ring position needs
+    accepted: jax.Array  # int32, accepted steps; once the ring is full it cycles over window .. 2 window - 1
     skipped_in_row: jax.Array  # int32
 
 
@@ -43,7 +43,7 @@ def record(window: Window, loss: jax.Array, grad_norm: jax.Array, accept: jax.Ar
     updated = Window(
         window.losses.at[place].set(loss),
         window.grad_norms.at[place].set(grad_norm),
-        # Wraps to a full ring's worth, so that the count stays small however long the run.
+        # Cycles, so that an int32 lasts however long the run is.
         jnp.where(window.accepted + 1 >= 2 * config.window, config.window, window.accepted + 1),
         jnp.int32(0),
     )
