@@ -20,7 +20,8 @@ app.add_typer(config_app, name="config")
 
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file of a run.", show_default=False)]
 Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Values that replace those of the file, as in optimizer.lr=1e-3.")
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Values that replace the file's, as in optimizer.lr=1e-3."),
 ]
 ModelPath = Annotated[
     Path, typer.Argument(metavar="PATH", help="Run directory, or one of its checkpoints.", show_default=False)

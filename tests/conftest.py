@@ -12,7 +12,10 @@ os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(Path(__file__).parent.parent / ".pytest_cache" / "jax")
 os.environ["DO_NOT_TRACK"] = "1"
 
+import json  # noqa: E402
+
 import pytest  # noqa: E402
+from tiny import RUN  # noqa: E402
 
 from maxlm.config import Config, load, validate  # noqa: E402
 
@@ -50,31 +53,8 @@ def make_config(prepared: Path, tmp_path: Path):
 
     def make(changes: dict | None = None, **top) -> Config:
         path = tmp_path / "run.yaml"
-        path.write_text(TINY.format(prepared=prepared, runs=tmp_path / "runs"))
-        import json
-
+        path.write_text(RUN.format(prepared=prepared, runs=tmp_path / "runs"))
         overrides = [f"{key}={json.dumps(value)}" for key, value in ((changes or {}) | top).items()]
         return load(path, overrides)
 
     return make
-
-
-TINY = """
-name: tiny
-model:
-  {{vocab_size: 320, num_layers: 2, embed_dim: 32, num_heads: 4, num_kv_heads: 2, head_dim: 8, mlp_dim: 64}}
-data:
-  seq_len: 32
-  sources: {{model: {{path: {prepared}/model}}, prep: {{path: {prepared}/prep}}}}
-  mixture: [{{tokens: 5120, weights: {{model: 3, prep: 1}}}}]
-  validation: {{model: {{path: {prepared}/model-val}}}}
-train: {{batch_tokens: 256}}
-mesh: {{data: 1, fsdp: -1}}
-remat: {{policy: none}}
-optimizer: {{lr: 3.0e-3, eps: 1.0e-5}}
-schedule: {{name: wsd, warmup_tokens: 1024, decay_tokens: 1024}}
-checkpoint: {{every_minutes: null, every_steps: 4, keep_every_steps: null}}
-eval: {{every_steps: 8, sequences: 8}}
-logging: {{every_steps: 3, tensorboard: false}}
-runs_dir: {runs}
-"""

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import jax
 import pytest
+from tiny import RUN
 
 from maxlm import cli
-from maxlm.config import to_yaml
+from maxlm.config import load, to_yaml
 from maxlm.train import loop
 
 
@@ -106,12 +107,8 @@ def test_nothing_to_load_is_exit_code_3(run_command, tmp_path):
 
 @pytest.fixture(scope="module")
 def trained(prepared, tmp_path_factory) -> Path:
-    from conftest import TINY
-
     path = tmp_path_factory.mktemp("trained")
-    (path / "tiny.yaml").write_text(TINY.format(prepared=prepared, runs=path / "runs"))
-    from maxlm.config import load
-
+    (path / "tiny.yaml").write_text(RUN.format(prepared=prepared, runs=path / "runs"))
     config = load(path / "tiny.yaml", ["train.total_tokens=2048", "logging.tensorboard=true"])
     loop.train(config, jax.devices()[:1])
     return config.run_dir

@@ -32,3 +32,25 @@ def run_config(**sections: dict) -> Config:
     for name, changes in sections.items():
         values[name] = values.get(name, {}) | changes
     return validate(values, Config, "tiny")
+
+
+# A run on real shards, below the directories `prepared` and `runs`.
+RUN = """
+name: tiny
+model:
+  {{vocab_size: 320, num_layers: 2, embed_dim: 32, num_heads: 4, num_kv_heads: 2, head_dim: 8, mlp_dim: 64}}
+data:
+  seq_len: 32
+  sources: {{model: {{path: {prepared}/model}}, prep: {{path: {prepared}/prep}}}}
+  mixture: [{{tokens: 5120, weights: {{model: 3, prep: 1}}}}]
+  validation: {{model: {{path: {prepared}/model-val}}}}
+train: {{batch_tokens: 256}}
+mesh: {{data: 1, fsdp: -1}}
+remat: {{policy: none}}
+optimizer: {{lr: 3.0e-3, eps: 1.0e-5}}
+schedule: {{name: wsd, warmup_tokens: 1024, decay_tokens: 1024}}
+checkpoint: {{every_minutes: null, every_steps: 4, keep_every_steps: null}}
+eval: {{every_steps: 8, sequences: 8}}
+logging: {{every_steps: 3, tensorboard: false}}
+runs_dir: {runs}
+"""
