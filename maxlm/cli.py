@@ -78,7 +78,6 @@ def generate(
     """Continue a text, printed as it is produced."""
     from maxlm.evaluate.command import generate_text
 
-    sys.stdout.write(prompt)
     for piece in generate_text(path, prompt, max_tokens, temperature, top_k, top_p, seed):
         sys.stdout.write(piece)
         sys.stdout.flush()

@@ -146,6 +146,17 @@ def test_generate_continues_the_prompt_and_repeats_itself_with_a_seed(run_comman
     assert run_command("generate", checkpoint, *words[2:], "--seed", "3")[1] == first[1]
 
 
+def test_a_space_at_the_end_of_the_prompt_is_kept_and_begins_the_next_token(run_command, trained):
+    greedy = ("--max-tokens", "1", "--temperature", "0")
+    out = run_command("generate", trained, "--prompt", "def ", *greedy)[1]
+    assert out.startswith("def ") and out.endswith("\n")
+    from maxlm.evaluate.load import load_all
+
+    tokenizer = load_all(trained).tokenizer
+    with_space = [tokenizer.decode([number]) for number in range(tokenizer.vocab_size)]
+    assert out[3:-1] in {text for text in with_space if text.startswith(" ")}
+
+
 def test_report_and_configuration_commands_print_what_they_wrote(run_command, trained, tmp_path):
     code, out, _ = run_command("report", trained, "--out", tmp_path / "page.html")
     assert code == 0 and out.strip() == str(tmp_path / "page.html") and (tmp_path / "page.html").stat().st_size > 10_000

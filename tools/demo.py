@@ -111,7 +111,7 @@ def summary(config, result: dict, sample: str) -> None:
     for name in ("gzip -9", "xz -9"):
         table.add_row(f"{name}, each file", "", "", f"{result[name]:.3f}")
     console.print(table)
-    console.print(Panel((PROMPT + sample).rstrip(), title=f"sample after '{PROMPT}'", title_align="left"), markup=False)
+    console.print(Panel(sample.rstrip(), title=f"sample after '{PROMPT}'", title_align="left"), markup=False)
     console.print(f"report      {config.run_dir / 'report.html'}", soft_wrap=True)
     console.print(f"checkpoint  {config.run_dir / 'checkpoints' / result['step']}", soft_wrap=True)
 

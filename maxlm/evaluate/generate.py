@@ -31,10 +31,12 @@ def generate(
     sampling: Sampling,
     seed: int = 0,
     eos_id: int | None = None,
+    first: np.ndarray | None = None,
 ) -> Iterator[int]:
     """Ids that continue the prompt, as they are drawn, up to `max_tokens` or the end-of-document token.
 
-    Token i is drawn with key fold_in(seed, i): the same seed gives the same text. The cache holds prompt and
+    `first` (bool [V]) says which ids the first token may be; None for all. Token i is drawn with key
+    fold_in(seed, i): the same seed gives the same text. The cache holds prompt and
     continuation, rounded up to a power of two so that few programs are compiled.
     """
     if not prompt:
@@ -51,16 +53,18 @@ def generate(
 
     key = jax.random.key(seed)
     caches = nnx.merge(graphdef, params).empty_caches(1, slots)
+    every = np.ones(params["embedding"].shape[0], bool)
+    allowed = every if first is None else first
     for number in range(max_tokens):
         token, caches = _next_token(
-            graphdef, sampling, params, caches, tokens, segment_ids, positions, jax.random.fold_in(key, number)
+            graphdef, sampling, params, caches, tokens, segment_ids, positions, jax.random.fold_in(key, number), allowed
         )
         drawn = int(token[0])
         if drawn == eos_id:
             return
         yield drawn
         tokens, segment_ids = np.array([[drawn]], np.int32), np.ones((1, 1), np.int32)
-        positions = np.array([[len(prompt) + number]], np.int32)
+        positions, allowed = np.array([[len(prompt) + number]], np.int32), every
 
 
 def stream_text(tokenizer: Tokenizer, prompt: Sequence[int], ids: Iterator[int]) -> Iterator[str]:
@@ -79,10 +83,10 @@ def stream_text(tokenizer: Tokenizer, prompt: Sequence[int], ids: Iterator[int])
 
 
 @partial(jax.jit, static_argnums=(0, 1), donate_argnums=3)
-def _next_token(graphdef, sampling: Sampling, params, caches, tokens, segment_ids, positions, key):
+def _next_token(graphdef, sampling: Sampling, params, caches, tokens, segment_ids, positions, key, allowed_V):
     model = nnx.merge(graphdef, params)
     x_BSD, caches = model.hidden(tokens, segment_ids, positions, caches)
-    logits_BV = model.logits(x_BSD[:, -1:])[:, 0]
+    logits_BV = jnp.where(allowed_V, model.logits(x_BSD[:, -1:])[:, 0], -jnp.inf)
     return sample(logits_BV, key, sampling), caches
 
 

@@ -1,7 +1,7 @@
 """Held-out loss, perplexity and bits per byte."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import NamedTuple
 
@@ -12,6 +12,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from maxlm.data.loader import sequential
+from maxlm.data.order import num_windows
 from maxlm.data.shards import Shards
 from maxlm.model.loss import cross_entropy
 from maxlm.parallel.batch import addressed_rows, place
@@ -38,7 +39,7 @@ def evaluate(
     sequences: int | None = None,
     chunk: int = 512,
     mask_documents: bool = True,
-    progress=lambda batches: batches,
+    progress: Callable[[Iterable, int], Iterable] = lambda batches, total: batches,
 ) -> Result:
     """Loss over the first `sequences` windows of a held-out source (None for all of it).
 
@@ -50,9 +51,12 @@ def evaluate(
     batches = sequential(
         shards, seq_len=seq_len, sequences=sequences, batch_size=batch_size, rows=rows, mask_documents=mask_documents
     )
+    windows = num_windows(len(shards), seq_len)
+    total = -(-min(sequences or windows, windows) // batch_size)
     nll, targets = 0.0, 0
     with jax.set_mesh(mesh):
-        for sums in progress(_ahead(_sums(graphdef, chunk, params, place(b, rows, batch_size, mesh)) for b in batches)):
+        results = (_sums(graphdef, chunk, params, place(batch, rows, batch_size, mesh)) for batch in batches)
+        for sums in progress(_ahead(results), total):
             batch_nll, batch_targets = jax.device_get(sums)
             # Python floats and integers: a float32 sum over a large set would lose small terms.
             nll, targets = nll + float(np.sum(batch_nll, dtype=np.float64)), targets + int(np.sum(batch_targets))
