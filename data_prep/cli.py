@@ -73,5 +73,4 @@ def main() -> None:
     try:
         app()
     except MaxlmError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        error.exit()

@@ -116,8 +116,7 @@ def main() -> None:
     try:
         app()
     except MaxlmError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        error.exit()
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)

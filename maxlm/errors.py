@@ -4,9 +4,17 @@ The command line prints the line and exits with `exit_code`; anything that is no
 the program and keeps its traceback.
 """
 
+import sys
+from typing import NoReturn
+
 
 class MaxlmError(Exception):
     exit_code = 1
+
+    def exit(self) -> NoReturn:
+        """End the command with the message on stderr and the exit code."""
+        print(f"error: {self}", file=sys.stderr)
+        sys.exit(self.exit_code)
 
 
 class ConfigError(MaxlmError):
@@ -31,6 +39,11 @@ class Preempted(MaxlmError):
     """A stop was asked for and the state is saved; a scheduler starts the same command again."""
 
     exit_code = 75
+
+    def exit(self) -> NoReturn:
+        """As asked, so not called an error."""
+        print(self, file=sys.stderr)
+        sys.exit(self.exit_code)
 
 
 class SaveError(MaxlmError):

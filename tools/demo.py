@@ -40,8 +40,7 @@ def main() -> None:
         sample = "".join(continuation(config.run_dir))
         summary(config, result, sample)
     except MaxlmError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        error.exit()
     except KeyboardInterrupt:
         print("interrupted; `make demo` goes on from here", file=sys.stderr)
         sys.exit(130)
