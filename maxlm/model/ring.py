@@ -1,0 +1,275 @@
+"""Attention over a sequence that is split over a ring of devices: exact, balanced, nothing gathered.
+
+Every device keeps its queries; keys and values go round the ring (Liu et al. 2023, Ring Attention), and softmax is
+merged as they pass, by running maximum and sum (Milakov and Gimelshein 2018). A causal mask would leave the holder of
+the first tokens idle, so the sequence is cut in 2 * shards chunks and shard r holds chunks r and 2 * shards - 1 - r
+(Brandon et al. 2023 stripe for the same reason; Llama 3's context parallelism cuts as here, section 3.3.2). Write
+early and late for a shard's two chunks. Of the four pairs of chunks between a device's queries and another shard's
+keys exactly two are visible, and wholly so: late queries see early keys always; and, where the keys' owner
+stands before the device, early queries see early keys, else late queries see late keys. All devices thus do equal
+work at every step, and which pair it is is a number added to a block's index, not a branch.
+
+A shard is worked through in tiles, a block of queries against a block of keys, so no scores larger than a tile
+exist, in the backward pass neither: it recomputes each tile from the saved log-sum-exp (Dao 2023, FlashAttention-2).
+
+Axis letters as in layers.py, and: N blocks of a shard, S and T positions of one block, R its query rows (S positions
+times the G query heads that share a key/value head, heads fastest), P tiles.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.ad_checkpoint import checkpoint_name
+
+from maxlm.errors import ConfigError
+from maxlm.model.attention import visible
+
+# Positions of a block. 512 x 512 scores of 32 heads are 32 MiB, which a TPU can keep in VMEM; those of one head are
+# 1 MiB, which a CPU keeps in its cache.
+BLOCK = 512
+# The score of what is masked, and where running maxima start: the first lies so far below the second that its
+# exponential is 0 even in a row that has seen nothing yet.
+MASKED, START = -1e30, -1e20
+
+
+def zigzag(seq_len: int, shards: int) -> np.ndarray:
+    """The order in which the context shards hold a sequence, int32 [S]: position -> index in the sequence.
+
+    The sequence is cut in 2 * shards chunks; shard r holds chunks r and 2 * shards - 1 - r.
+    """
+    if shards == 1:
+        return np.arange(seq_len, dtype=np.int32)
+    if seq_len % (2 * shards):
+        nearest = max(1, round(seq_len / (2 * shards))) * 2 * shards
+        raise ConfigError(
+            f"data.seq_len: {seq_len} is not divisible by 2 x mesh.context = {2 * shards}, the number of chunks that "
+            f"balance a causal mask; the nearest that works is {nearest}"
+        )
+    chunks = np.arange(seq_len, dtype=np.int32).reshape(2 * shards, -1)
+    return np.stack([chunks[:shards], chunks[shards:][::-1]], axis=1).reshape(-1)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def ring_attention(q_BSHE, k_BSKE, v_BSKE, segment_ids_BS, window: int | None, axis: str = "context") -> jax.Array:
+    """Causal grouped-query attention, to be called where the mesh axis `axis` is manual; returns [B, S, H, E].
+
+    The arguments are this device's shards, S positions, of sequences in the order of `zigzag`. Equals `reference`
+    under the mask of `visible` over the sequence's own order. Scores, statistics of the softmax and all sums are
+    float32. For speed half of S should have a divisor near, not above, BLOCK.
+    """
+    return _forward(q_BSHE, k_BSKE, v_BSKE, segment_ids_BS, window, axis)[0]
+
+
+def _forward(q_BSHE, k_BSKE, v_BSKE, segment_ids_BS, window: int | None, axis: str):
+    kv_heads = k_BSKE.shape[2]
+    queries, shard = _queries(q_BSHE, segment_ids_BS, kv_heads, axis), _keys(k_BSKE, v_BSKE, segment_ids_BS)
+    q_NBKRE = queries[0]
+    start_NBKR = jnp.full(q_NBKRE.shape[:-1], START, jnp.float32)
+    start = (start_NBKR, jnp.zeros_like(start_NBKR), jnp.zeros(q_NBKRE.shape, jnp.float32))
+    tile = functools.partial(_tile_forward, window=window)
+    (max_NBKR, sum_NBKR, mixed_NBKRE), _ = _around(tile, queries, shard, start, (), window, axis)
+    # Every query sees at least itself: no sum is 0.
+    out_BSHE = _from_blocks(mixed_NBKRE / sum_NBKR[..., None], q_BSHE.shape).astype(q_BSHE.dtype)
+    # Named here: a remat policy that saves the result alone would go round the ring again for the log-sum-exp.
+    out_BSHE = checkpoint_name(out_BSHE, "attention")
+    lse_NBKR = checkpoint_name(max_NBKR + jnp.log(sum_NBKR), "attention")
+    return out_BSHE, (q_BSHE, k_BSKE, v_BSKE, segment_ids_BS, out_BSHE, lse_NBKR)
+
+
+def _backward(window: int | None, axis: str, residuals, d_out_BSHE):
+    q_BSHE, k_BSKE, v_BSKE, segment_ids_BS, out_BSHE, lse_NBKR = residuals
+    kv_heads = k_BSKE.shape[2]
+    queries, shard = _queries(q_BSHE, segment_ids_BS, kv_heads, axis), _keys(k_BSKE, v_BSKE, segment_ids_BS)
+    # The derivative of softmax subtracts sum over T of weights * d_weights, which is d_out . out (Dao et al. 2022).
+    dot_BSH1 = jnp.sum(d_out_BSHE.astype(jnp.float32) * out_BSHE.astype(jnp.float32), -1, keepdims=True)
+    dot_NBKR = _to_blocks(dot_BSH1, kv_heads)[..., 0]
+    queries += (_to_blocks(d_out_BSHE, kv_heads), lse_NBKR, dot_NBKR)
+    zeros_q, zeros_k = jnp.zeros(queries[0].shape, jnp.float32), jnp.zeros(shard[0].shape, jnp.float32)
+    tile = functools.partial(_tile_backward, window=window)
+    dq, (dk, dv) = _around(tile, queries, shard, zeros_q, (zeros_k, zeros_k), window, axis)
+    dq_BSHE = _from_blocks(dq, q_BSHE.shape) * q_BSHE.shape[-1] ** -0.5
+    dk_BSKE, dv_BSKE = _from_blocks(dk, k_BSKE.shape), _from_blocks(dv, v_BSKE.shape)
+    return dq_BSHE.astype(q_BSHE.dtype), dk_BSKE.astype(k_BSKE.dtype), dv_BSKE.astype(v_BSKE.dtype), None
+
+
+ring_attention.defvjp(_forward, _backward)
+
+
+def _scores(q_BKRE, k_BKTE, index_R, index_T, segments_BR, segments_BT, window: int | None) -> jax.Array:
+    allowed_BRT = visible(index_R, index_T, segments_BR, segments_BT, window)
+    scores_BKRT = jnp.einsum("BKRE,BKTE->BKRT", q_BKRE, k_BKTE, preferred_element_type=jnp.float32)
+    return jnp.where(allowed_BRT[:, None], scores_BKRT, MASKED)
+
+
+def _tile_forward(queries, keys, totals, nothing, window: int | None):
+    """One tile's part of the softmax, merged into the running maxima, sums [B, K, R] and mixed values."""
+    q_BKRE, index_R, segments_BR = queries
+    k_BKTE, v_BKTE, segments_BT, index_T = keys
+    old_BKR, sum_BKR, mixed_BKRE = totals
+    scores_BKRT = _scores(q_BKRE, k_BKTE, index_R, index_T, segments_BR, segments_BT, window)
+    max_BKR = jnp.maximum(old_BKR, jnp.max(scores_BKRT, axis=-1))
+    weights_BKRT = jnp.exp(scores_BKRT - max_BKR[..., None])
+    rescale_BKR = jnp.exp(old_BKR - max_BKR)
+    new_BKRE = _product("BKRT,BKTE->BKRE", weights_BKRT.astype(v_BKTE.dtype), v_BKTE)
+    sum_BKR = sum_BKR * rescale_BKR + jnp.sum(weights_BKRT, axis=-1)
+    return (max_BKR, sum_BKR, mixed_BKRE * rescale_BKR[..., None] + new_BKRE), nothing
+
+
+def _tile_backward(queries, keys, dq_BKRE, d_keys, window: int | None):
+    """One tile's part of the gradients, added to them."""
+    q_BKRE, index_R, segments_BR, d_out_BKRE, lse_BKR, dot_BKR = queries
+    k_BKTE, v_BKTE, segments_BT, index_T = keys
+    dk_BKTE, dv_BKTE = d_keys
+    scores_BKRT = _scores(q_BKRE, k_BKTE, index_R, index_T, segments_BR, segments_BT, window)
+    weights_BKRT = jnp.exp(scores_BKRT - lse_BKR[..., None])
+    dv_BKTE += _product("BKRT,BKRE->BKTE", weights_BKRT.astype(d_out_BKRE.dtype), d_out_BKRE)
+    d_weights_BKRT = _product("BKRE,BKTE->BKRT", d_out_BKRE, v_BKTE)
+    d_scores_BKRT = (weights_BKRT * (d_weights_BKRT - dot_BKR[..., None])).astype(q_BKRE.dtype)
+    dq_BKRE += _product("BKRT,BKTE->BKRE", d_scores_BKRT, k_BKTE)
+    dk_BKTE += _product("BKRT,BKRE->BKTE", d_scores_BKRT, q_BKRE)
+    return dq_BKRE, (dk_BKTE, dv_BKTE)
+
+
+_product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+
+
+def _around(tile, queries, shard, totals, zeros, window: int | None, axis: str):
+    """Apply `tile` to all visible tiles while every shard of the keys passes by once.
+
+    `tile(query block, key block, totals block, sums block)` returns the last two updated: totals stay with the
+    queries; sums (the trees of `zeros`) belong to the keys and come home at the end. Returns both.
+    """
+    shards, rank = jax.lax.axis_size(axis), jax.lax.axis_index(axis)
+    blocks, block = shard[2].shape[0], shard[2].shape[2]
+    schedule = _schedule(shards, blocks // 2, block, window)
+
+    def visit(totals, shard, step, tiles_P3, count):
+        if not len(tiles_P3):
+            return totals, zeros
+        keys = (*shard, _indices((rank - step) % shards, shards, blocks, block))
+        # Owners after this device have gone past the end of the ring: their step exceeds its rank.
+        later = jnp.where(step > rank, blocks // 2, 0)
+        tiles_P3 = jnp.asarray(tiles_P3)
+
+        def run(number, carry):
+            query, key, switched = tiles_P3[number]
+            query, key = query + switched * later, key + switched * later
+            totals, sums = carry
+            updated = tile(_get(queries, query), _get(keys, key), _get(totals, query), _get(sums, key))
+            return _set(totals, query, updated[0]), _set(sums, key, updated[1])
+
+        return jax.lax.fori_loop(0, count, run, (totals, zeros))
+
+    def advance(carry, step_tiles_count):
+        # Neither permute awaits this step's tiles, so both can hide behind them: keys leave for the next device
+        # before they are used here, and sums that were completed at the last step follow one step behind.
+        totals, shard, sums = carry
+        arriving, sums = _pass_on((shard, sums), axis, shards)
+        totals, more = visit(totals, shard, *step_tiles_count)
+        return (totals, arriving, jax.tree.map(jnp.add, sums, more)), None
+
+    arriving = _pass_on(shard, axis, shards) if shards > 1 else shard
+    totals, sums = visit(totals, shard, 0, schedule[0], len(schedule[0]))
+    if shards > 2:
+        counts = [len(tiles_P3) for tiles_P3 in schedule[1:-1]]
+        tiles = np.stack([np.resize(tiles_P3, (max(counts), 3)) for tiles_P3 in schedule[1:-1]])
+        xs = (jnp.arange(1, shards - 1), tiles)
+        if min(counts) == max(counts):  # then XLA is told the loop's length, and tools can count its work
+            body = lambda carry, step_tiles: advance(carry, (*step_tiles, counts[0]))  # noqa: E731
+        else:
+            xs, body = (*xs, np.array(counts, np.int32)), advance
+        (totals, arriving, sums), _ = jax.lax.scan(body, (totals, arriving, sums), xs)
+    if shards > 1:
+        sums = _pass_on(sums, axis, shards)
+        totals, more = visit(totals, arriving, shards - 1, schedule[-1], len(schedule[-1]))
+        sums = _pass_on(jax.tree.map(jnp.add, sums, more), axis, shards)
+    return totals, sums
+
+
+def _schedule(shards: int, half: int, block: int, window: int | None) -> list[np.ndarray]:
+    """For every step of the ring its tiles [P, 3]: query block, key block, and 1 where `half` is to be added to both
+    when the keys' owner stands after the device (early with early becomes late with late).
+
+    All devices have one schedule. A tile is left out if its keys are later than its queries, or outside the window, on
+    every device. Steps away from the owner, chunks of the pair that depends on the rank are at least
+    min(step, shards - step) chunks apart, those of late queries and early keys at least one more.
+    """
+
+    def within(query, key, switched: int, blocks_apart) -> np.ndarray:
+        nearest = np.maximum((blocks_apart - 1) * block + 1, 0)  # distance of the closest two positions
+        seen = nearest < (window or np.inf)
+        return np.stack([query, key, np.full_like(query, switched)], -1)[seen].astype(np.int32)
+
+    # A shard's blocks lie in the order of the sequence, so its own tiles are a triangle; its two chunks may be neighbours.
+    query, key = np.tril_indices(2 * half)
+    schedule = [within(query, key, 0, query - key)]
+    query, key = np.indices((half, half)).reshape(2, -1)
+    for step in range(1, shards):
+        apart = min(step, shards - step) * half + query - key
+        schedule.append(np.concatenate([within(query, key, 1, apart), within(query + half, key, 0, apart + half)]))
+    return schedule
+
+
+def _pass_on(tree, axis: str, shards: int):
+    """What the device before this one in the ring holds."""
+    return jax.lax.ppermute(tree, axis, [(device, (device + 1) % shards) for device in range(shards)])
+
+
+def _get(tree, block):
+    return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, block, keepdims=False), tree)
+
+
+def _set(tree, block, values):
+    return jax.tree.map(lambda x, new: jax.lax.dynamic_update_index_in_dim(x, new, block, 0), tree, values)
+
+
+def _queries(q_BSHE, segment_ids_BS, kv_heads: int, axis: str):
+    """Scaled queries [N, B, K, R, E], their indices in the sequence [N, R] and segments [N, B, R]."""
+    group, width = q_BSHE.shape[2] // kv_heads, q_BSHE.shape[3]
+    segments_NBS = _segment_blocks(segment_ids_BS)
+    shards, rank = jax.lax.axis_size(axis), jax.lax.axis_index(axis)
+    index_NS = _indices(rank, shards, segments_NBS.shape[0], segments_NBS.shape[2])
+    q_NBKRE = _to_blocks(q_BSHE * width**-0.5, kv_heads)
+    return q_NBKRE, jnp.repeat(index_NS, group, axis=-1), jnp.repeat(segments_NBS, group, axis=-1)
+
+
+def _keys(k_BSKE, v_BSKE, segment_ids_BS):
+    """What goes round the ring: keys and values [N, B, K, T, E] and their segments [N, B, T]."""
+    kv_heads = k_BSKE.shape[2]
+    return _to_blocks(k_BSKE, kv_heads), _to_blocks(v_BSKE, kv_heads), _segment_blocks(segment_ids_BS)
+
+
+def _indices(owner, shards: int, blocks: int, block: int) -> jax.Array:
+    """Indices in the sequence of the tokens of shard `owner`, int32 [N, T]."""
+    chunk = blocks // 2 * block
+    starts_2 = jnp.stack([owner, 2 * shards - 1 - owner]) * chunk
+    return (starts_2[:, None] + jnp.arange(chunk)).reshape(blocks, block)
+
+
+def _block_count(length: int) -> int:
+    """Blocks of a shard: an even number, as few as BLOCK allows."""
+    if length % 2:
+        raise ValueError(f"a shard of {length} positions is not made of two chunks; see zigzag")
+    return next(count for count in range(2, length + 1, 2) if length % count == 0 and length // count <= BLOCK)
+
+
+def _segment_blocks(segment_ids_BS) -> jax.Array:
+    batch, length = segment_ids_BS.shape
+    return jnp.moveaxis(segment_ids_BS.reshape(batch, _block_count(length), -1), 1, 0)
+
+
+def _to_blocks(x_BSHE, kv_heads: int) -> jax.Array:
+    """[B, S, H, E] -> [N, B, K, R, E]; of keys and values, whose heads are all kv_heads, [N, B, K, T, E]."""
+    batch, length, heads, width = x_BSHE.shape
+    blocks = _block_count(length)
+    x = x_BSHE.reshape(batch, blocks, length // blocks, kv_heads, heads // kv_heads, width)
+    return jnp.transpose(x, (1, 0, 3, 2, 4, 5)).reshape(blocks, batch, kv_heads, -1, width)
+
+
+def _from_blocks(x_NBKRE, shape: tuple[int, ...]) -> jax.Array:
+    """The inverse: [N, B, K, R, E] -> `shape`, [B, S, H, E]."""
+    blocks, batch, kv_heads, _, width = x_NBKRE.shape
+    x = x_NBKRE.reshape(blocks, batch, kv_heads, -1, shape[2] // kv_heads, width)
+    return jnp.transpose(x, (1, 0, 3, 2, 4, 5)).reshape(shape)
