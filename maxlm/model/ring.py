@@ -26,8 +26,8 @@ from jax.ad_checkpoint import checkpoint_name
 from maxlm.errors import ConfigError
 from maxlm.model.attention import visible
 
-# Positions of a block. 512 x 512 scores of 32 heads are 32 MiB, which a TPU can keep in VMEM; those of one head are
-# 1 MiB, which a CPU keeps in its cache.
+# Positions of a block. Float32 scores of 512 x 512 positions and 32 heads are 32 MiB a row of the batch; smaller blocks
+# read and write the running sums more often, larger ones take more memory for little.
 BLOCK = 512
 # The score of what is masked, and where running maxima start: the first lies so far below the second that its
 # exponential is 0 even in a row that has seen nothing yet.
@@ -146,7 +146,7 @@ def _around(tile, queries, shard, totals, zeros, window: int | None, axis: str):
     schedule = _schedule(shards, blocks // 2, block, window)
 
     def visit(totals, shard, step, tiles_P3, count):
-        if not len(tiles_P3):
+        if not len(tiles_P3):  # all lie outside the window
             return totals, zeros
         keys = (*shard, _indices((rank - step) % shards, shards, blocks, block))
         # Owners after this device have gone past the end of the ring: their step exceeds its rank.
@@ -162,25 +162,26 @@ def _around(tile, queries, shard, totals, zeros, window: int | None, axis: str):
 
         return jax.lax.fori_loop(0, count, run, (totals, zeros))
 
+    # XLA learns the length of the loop over tiles where all steps have the same, as they do without a window.
+    middle = schedule[1:-1]
+    counts = [len(tiles_P3) for tiles_P3 in middle]
+    known = len(set(counts)) == 1
+
     def advance(carry, step_tiles_count):
         # Neither permute awaits this step's tiles, so both can hide behind them: keys leave for the next device
-        # before they are used here, and sums that were completed at the last step follow one step behind.
+        # before they are used here, and sums follow one step behind, those of the last step being complete.
         totals, shard, sums = carry
+        step, tiles_P3, count = step_tiles_count
         arriving, sums = _pass_on((shard, sums), axis, shards)
-        totals, more = visit(totals, shard, *step_tiles_count)
+        totals, more = visit(totals, shard, step, tiles_P3, counts[0] if known else count)
         return (totals, arriving, jax.tree.map(jnp.add, sums, more)), None
 
-    arriving = _pass_on(shard, axis, shards) if shards > 1 else shard
+    arriving = _pass_on(shard, axis, shards) if shards > 1 else None
     totals, sums = visit(totals, shard, 0, schedule[0], len(schedule[0]))
-    if shards > 2:
-        counts = [len(tiles_P3) for tiles_P3 in schedule[1:-1]]
-        tiles = np.stack([np.resize(tiles_P3, (max(counts), 3)) for tiles_P3 in schedule[1:-1]])
-        xs = (jnp.arange(1, shards - 1), tiles)
-        if min(counts) == max(counts):  # then XLA is told the loop's length, and tools can count its work
-            body = lambda carry, step_tiles: advance(carry, (*step_tiles, counts[0]))  # noqa: E731
-        else:
-            xs, body = (*xs, np.array(counts, np.int32)), advance
-        (totals, arriving, sums), _ = jax.lax.scan(body, (totals, arriving, sums), xs)
+    if middle:
+        tiles = np.stack([np.resize(tiles_P3, (max(counts), 3)) for tiles_P3 in middle])  # what is added is not run
+        xs = (np.arange(1, shards - 1), tiles, np.array(counts))
+        (totals, arriving, sums), _ = jax.lax.scan(advance, (totals, arriving, sums), xs)
     if shards > 1:
         sums = _pass_on(sums, axis, shards)
         totals, more = visit(totals, arriving, shards - 1, schedule[-1], len(schedule[-1]))
@@ -202,7 +203,7 @@ def _schedule(shards: int, half: int, block: int, window: int | None) -> list[np
         seen = nearest < (window or np.inf)
         return np.stack([query, key, np.full_like(query, switched)], -1)[seen].astype(np.int32)
 
-    # A shard's blocks lie in the order of the sequence, so its own tiles are a triangle; its two chunks may be neighbours.
+    # A shard's blocks stand in the sequence's order, so its own tiles are a triangle; its chunks may be neighbours.
     query, key = np.tril_indices(2 * half)
     schedule = [within(query, key, 0, query - key)]
     query, key = np.indices((half, half)).reshape(2, -1)
