@@ -147,7 +147,8 @@ def passed_on(jaxpr) -> int:
     for equation in jaxpr.eqns:
         if equation.primitive.name == "ppermute":
             total += len(equation.outvars)
-        inner = sum(map(passed_on, jax.core.jaxprs_in_params(equation.params)))
+        parameters = jax.tree.leaves(equation.params, is_leaf=lambda value: hasattr(value, "eqns"))
+        inner = sum(passed_on(value) for value in parameters if hasattr(value, "eqns"))
         total += inner * equation.params.get("length", 1)
     return total
 
