@@ -153,14 +153,17 @@ def _around(tile, queries, shard, totals, zeros, window: int | None, axis: str):
         later = jnp.where(step > rank, blocks // 2, 0)
         tiles_P3 = jnp.asarray(tiles_P3)
 
-        def run(number, carry):
+        def run(carry):
+            number, totals, sums = carry
             query, key, switched = tiles_P3[number]
             query, key = query + switched * later, key + switched * later
-            totals, sums = carry
-            updated = tile(_get(queries, query), _get(keys, key), _get(totals, query), _get(sums, key))
-            return _set(totals, query, updated[0]), _set(sums, key, updated[1])
+            block = tile(_get(queries, query), _get(keys, key), _get(totals, query), _get(sums, key))
+            return number + 1, _set(totals, query, block[0]), _set(sums, key, block[1])
 
-        return jax.lax.fori_loop(0, count, run, (totals, zeros))
+        # Not a scan, nor a fori_loop, which becomes one: masks depend on no activation, so differentiating a scan over
+        # layers would take the masks of all tiles out of it, and keep what is quadratic in the sequence.
+        start = (jnp.int32(0), totals, zeros)
+        return jax.lax.while_loop(lambda carry: carry[0] < count, run, start)[1:]
 
     # XLA learns the length of the loop over tiles where all steps have the same, as they do without a window.
     middle = schedule[1:-1]

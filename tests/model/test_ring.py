@@ -11,6 +11,7 @@ import resource
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -141,16 +142,19 @@ def test_zigzag_of_one_shard_and_of_lengths_that_do_not_divide() -> None:
         zigzag(60, 4)
 
 
+def equations(jaxpr, times: int = 1) -> Iterator[tuple]:
+    """All equations of a program, each with the number of times it runs; loops of unknown length count once."""
+    for equation in jaxpr.eqns:
+        yield equation, times
+        for value in jax.tree.leaves(equation.params, is_leaf=lambda value: hasattr(value, "eqns")):
+            if hasattr(value, "eqns"):
+                yield from equations(value, times * equation.params.get("length", 1))
+
+
 def passed_on(jaxpr) -> int:
     """Arrays that a device passes to its neighbour when the program runs."""
-    total = 0
-    for equation in jaxpr.eqns:
-        if equation.primitive.name == "ppermute":
-            total += len(equation.outvars)
-        parameters = jax.tree.leaves(equation.params, is_leaf=lambda value: hasattr(value, "eqns"))
-        inner = sum(passed_on(value) for value in parameters if hasattr(value, "eqns"))
-        total += inner * equation.params.get("length", 1)
-    return total
+    found = ((equation, times) for equation, times in equations(jaxpr) if equation.primitive.name == "ppermute")
+    return sum(times * len(equation.outvars) for equation, times in found)
 
 
 def test_keys_go_round_once_and_nothing_else_travels() -> None:
@@ -218,6 +222,9 @@ def test_nested_in_a_pipeline_under_scan_and_remat() -> None:
     # With the results saved, nothing goes round the ring again for their sake.
     everything, forward = passed_on(program(lambda layer: layer).jaxpr.jaxpr), 3 * 3 * 3
     assert (passed_on(save.jaxpr.jaxpr), passed_on(repeat.jaxpr.jaxpr)) == (everything, everything + forward)
+    # One tile's mask and no more: batch 1, 2 key/value heads, blocks of 2 keys and of 2 queries of 2 heads.
+    variables = (variable.aval for equation, _ in equations(repeat.jaxpr.jaxpr) for variable in equation.outvars)
+    assert max(aval.size for aval in variables if aval.dtype == bool) == 1 * 2 * 2 * (2 * 2)
     found = save.lower().compile()(*(array[:, order] for array in arrays))
     index = np.arange(LENGTH)
     allowed = visible(index, index, SEGMENTS, SEGMENTS, None)
