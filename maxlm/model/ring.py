@@ -5,9 +5,9 @@ merged as they pass, by running maximum and sum (Milakov and Gimelshein 2018). A
 the first tokens idle, so the sequence is cut in 2 * shards chunks and shard r holds chunks r and 2 * shards - 1 - r
 (Brandon et al. 2023 stripe for the same reason; Llama 3's context parallelism cuts as here, section 3.3.2). Write
 early and late for a shard's two chunks. Of the four pairs of chunks between a device's queries and another shard's
-keys exactly two are visible, and wholly so: late queries see early keys always; and, where the keys' owner
+keys, causality allows exactly two, and these wholly: late queries see early keys always; and, where the keys' owner
 stands before the device, early queries see early keys, else late queries see late keys. All devices thus do equal
-work at every step, and which pair it is is a number added to a block's index, not a branch.
+work at every step, and which pair it is decides a number added to a block's index, not a branch.
 
 A shard is worked through in tiles, a block of queries against a block of keys, so no scores larger than a tile
 exist, in the backward pass neither: it recomputes each tile from the saved log-sum-exp (Dao 2023, FlashAttention-2).
@@ -57,7 +57,8 @@ def ring_attention(q_BSHE, k_BSKE, v_BSKE, segment_ids_BS, window: int | None, a
 
     The arguments are this device's shards, S positions, of sequences in the order of `zigzag`. Equals `reference`
     under the mask of `visible` over the sequence's own order. Scores, statistics of the softmax and all sums are
-    float32. For speed half of S should have a divisor near, not above, BLOCK.
+    float32. The result is named "attention" for remat policies. For speed, half of S should have a divisor near, not
+    above, BLOCK.
     """
     return _forward(q_BSHE, k_BSKE, v_BSKE, segment_ids_BS, window, axis)[0]
 
