@@ -12,6 +12,7 @@ A directory appears under its final name when everything in it is on disk, so a 
 before it as they were.
 """
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -21,11 +22,19 @@ import jax
 import orbax.checkpoint as ocp
 
 from maxlm.config import CheckpointConfig
-from maxlm.errors import DataError, SaveError
+from maxlm.errors import ConfigError, DataError, SaveError
+from maxlm.parallel.agreement import by_first, check_same, gather, together, wait_until
 
 DIRECTORY = "checkpoints"
 ITEMS = ("params", "optimizer", "counters", "run")
 FORMAT_VERSION = 1
+SHARED_SECONDS = 60  # until a network disk shows everywhere what one process has made
+
+
+class _Manager(ocp.CheckpointManager):
+    def reached_preemption(self, step: int) -> bool:
+        """Never: the training loop asks jax, which needs to be asked once a step with numbers that only grow."""
+        return False
 
 
 class Checkpoints:
@@ -37,10 +46,15 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(
             max_to_keep=config.keep, keep_period=config.keep_every_steps, cleanup_tmp_directories=True
         )
-        try:
-            self._manager = ocp.CheckpointManager(self.directory, options=options, item_names=ITEMS)
-        except OSError as error:
-            raise SaveError(f"{self.directory}: cannot be written ({error})") from None
+        by_first(self._make_directory)
+        with together():
+            if not wait_until(self.directory.is_dir, SHARED_SECONDS):
+                raise ConfigError(
+                    f"{self.directory}: made by process 0 and not seen here; runs_dir must be on a disk that all hosts "
+                    "share, under one path"
+                )
+        self._manager = _Manager(self.directory, options=options, item_names=ITEMS)
+        check_same(json.dumps(self.steps()), f"{self.directory}: the processes see different checkpoints in it")
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -85,7 +99,8 @@ class Checkpoints:
         damaged = []
         for step in reversed(self.steps()):
             try:
-                found = self.restore(step, abstract)
+                with together():  # a process reads its own part: what one cannot read is damaged for all
+                    found = self.restore(step, abstract)
             except DataError as error:
                 damaged.append(step)
                 report(f"{error}; trying the one before")
@@ -98,15 +113,31 @@ class Checkpoints:
 
     def _set_aside(self, steps: list[int]) -> None:
         """Rename damaged checkpoints to STEP.damaged, since the run will come to their steps again."""
-        for step in steps:
-            (self.directory / str(step)).rename(self.directory / f"{step}.damaged")
-        if steps:
-            self._manager.reload()
+        if not steps:
+            return
+
+        def rename() -> None:
+            for step in steps:
+                (self.directory / str(step)).rename(self.directory / f"{step}.damaged")
+
+        by_first(rename)
+        gone = wait_until(lambda: not set(map(str, steps)) & {p.name for p in self.directory.iterdir()}, SHARED_SECONDS)
+        assert gone, f"{self.directory}: renamed by process 0 and not seen here"
+        self._manager.reload()
+
+    def _make_directory(self) -> None:
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise SaveError(f"{self.directory}: cannot be written ({error})") from None
 
     def _check_room(self, arrays: Any) -> None:
-        """Refuse a save that this process's part of cannot fit, before anything is written."""
+        """Refuse a save that cannot fit, all processes' parts together, before anything is written."""
         shards = [part for array in jax.tree.leaves(arrays) for part in array.addressable_shards if not part.replica_id]
-        needed, free = sum(part.data.nbytes for part in shards), shutil.disk_usage(self.directory).free
+        needed = sum(map(int, gather(str(sum(part.data.nbytes for part in shards)))))
+        by_first(lambda: self._refuse_above(needed, shutil.disk_usage(self.directory).free))
+
+    def _refuse_above(self, needed: int, free: int) -> None:
         if needed > free:
             raise SaveError(
                 f"{self.directory}: a checkpoint of {needed / 2**30:.2f} GiB does not fit, {free / 2**30:.2f} GiB are "
@@ -127,12 +158,16 @@ class Checkpoints:
 
 
 def restore(directory: Path, abstract: dict[str, Any]) -> tuple[dict[str, Any], dict]:
-    """Items of one checkpoint directory; raises `DataError` naming it when it is damaged."""
+    """Items of one checkpoint directory; raises `DataError` naming it when it is damaged.
+
+    With several processes each reads what its devices need and waits for no other, so one may fail alone.
+    """
+    here = ocp.options.MultiprocessingOptions(primary_host=jax.process_index(), active_processes={jax.process_index()})
     arguments: dict[str, Any] = {"run": ocp.args.JsonRestore()}
     for name, tree in abstract.items():
         arguments[name] = ocp.args.PyTreeRestore(tree, restore_args=ocp.checkpoint_utils.construct_restore_args(tree))
     try:
-        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
+        with ocp.Checkpointer(ocp.CompositeCheckpointHandler(), multiprocessing_options=here) as reader:
             found = reader.restore(directory, args=ocp.args.Composite(**arguments))
     except Exception as error:  # whatever a damaged file makes TensorStore or the JSON reader raise
         reason = " ".join(str(error).split())[:200]

@@ -232,6 +232,15 @@ class LoggingConfig(Section):
     profile: ProfileConfig | None = Field(None, description="Write an xprof trace into the run directory.")
 
 
+class ProcessesConfig(Section):
+    initialization_timeout_seconds: Count = Field(
+        300, description="Seconds that a process waits at the start until all the others have come."
+    )
+    heartbeat_timeout_seconds: Count = Field(
+        100, description="Seconds without a sign of life after which a process is taken for dead and the others end."
+    )
+
+
 class Config(Section):
     name: Name = Field(description="Name of the run; its directory is runs_dir/name.")
     seed: Annotated[Integer, Field(ge=0, lt=2**32)] = Field(
@@ -250,6 +259,7 @@ class Config(Section):
     checkpoint: CheckpointConfig = Field(CheckpointConfig(), description="Saving.")
     eval: EvalConfig = Field(EvalConfig(), description="Evaluation during training.")
     logging: LoggingConfig = Field(LoggingConfig(), description="Metrics.")
+    processes: ProcessesConfig = Field(ProcessesConfig(), description="Several processes that train together.")
     runs_dir: str = Field("runs", description="Directory that holds the run directories.")
 
     @property

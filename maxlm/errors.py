@@ -10,10 +10,14 @@ from typing import NoReturn
 
 class MaxlmError(Exception):
     exit_code = 1
+    prefix = "error: "
+    everywhere = False  # with several processes: raised by all of them alike
+    quiet = False  # with several processes: another one prints it
 
     def exit(self) -> NoReturn:
         """End the command with the message on stderr and the exit code."""
-        print(f"error: {self}", file=sys.stderr)
+        if not self.quiet:
+            print(f"{self.prefix}{self}", file=sys.stderr)
         sys.exit(self.exit_code)
 
 
@@ -33,20 +37,24 @@ class DivergedError(MaxlmError):
     """Training left the policy of the `faults` section."""
 
     exit_code = 4
+    everywhere = True
 
 
 class Preempted(MaxlmError):
     """A stop was asked for and the state is saved; a scheduler starts the same command again."""
 
     exit_code = 75
-
-    def exit(self) -> NoReturn:
-        """As asked, so not called an error."""
-        print(self, file=sys.stderr)
-        sys.exit(self.exit_code)
+    prefix = ""  # as asked, so not called an error
+    everywhere = True
 
 
 class SaveError(MaxlmError):
     """A file could not be written; what was saved before is intact."""
+
+    exit_code = 1
+
+
+class StartError(MaxlmError):
+    """The processes of a run did not come together."""
 
     exit_code = 1

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh
+from jax.sharding import Mesh, PartitionSpec
 
 from maxlm.data.loader import sequential
 from maxlm.data.order import num_windows
@@ -67,7 +67,8 @@ def evaluate(
     return Result(loss, math.exp(min(loss, 700.0)), bits, targets, round(count))
 
 
-@partial(jax.jit, static_argnums=(0, 1))
+# Replicated, so that every process can read them.
+@partial(jax.jit, static_argnums=(0, 1), out_shardings=PartitionSpec())
 def _sums(graphdef: nnx.GraphDef, chunk: int, params: dict, batch: dict) -> tuple[jax.Array, jax.Array]:
     """Nats and target counts per row, float32 and int32 [B]."""
     model = nnx.merge(graphdef, params)

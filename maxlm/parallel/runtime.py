@@ -6,9 +6,15 @@ from pathlib import Path
 
 import jax
 
+from maxlm.config import ProcessesConfig
+from maxlm.parallel import processes
 
-def setup() -> None:
-    """Turn on the persistent compilation cache: `JAX_COMPILATION_CACHE_DIR`, else the user's cache directory."""
+
+def setup(joined: ProcessesConfig | None = None) -> None:
+    """Turn on the persistent compilation cache: `JAX_COMPILATION_CACHE_DIR`, else the user's cache directory; with
+    `joined`, come together with the other processes of the command first."""
+    if joined:
+        processes.join(joined)
     # Orbax logs with a traceback what its threads also raise; people are told once, by the error.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     if not jax.config.jax_compilation_cache_dir:

@@ -11,7 +11,7 @@ write, so a killed process loses nothing that was logged, and `flush` makes it s
         metrics.flush()
 
 metrics.jsonl and eval.jsonl follow the state of the run: resuming from a checkpoint, or rewinding to one, drops the
-lines after its step. events.jsonl is history and keeps everything. In a run of several processes one of them writes.
+lines after its step. events.jsonl is history and keeps everything.
 """
 
 import json
@@ -32,12 +32,17 @@ class MetricsWriter:
 
     None means a new run: raises `DataError` when the directory already holds lines. A number keeps the lines of
     metrics.jsonl and eval.jsonl with step <= resume_step, and drops what a crash left of a last line; -1 starts over
-    in the directory of a run that never reached a checkpoint.
+    in the directory of a run that never reached a checkpoint. One that does not `write` touches no file: of the
+    processes of a run, all call and one writes.
     """
 
-    def __init__(self, run_dir: str | Path, tensorboard: bool, resume_step: int | None):
+    def __init__(self, run_dir: str | Path, tensorboard: bool, resume_step: int | None, write: bool = True):
         self.run_dir = Path(run_dir)
         self._tensorboard = tensorboard
+        self._write = write
+        self._files, self._summary = {}, None
+        if not write:
+            return
         self.run_dir.mkdir(parents=True, exist_ok=True)
         if resume_step is None:
             self._refuse_earlier_lines()
@@ -80,6 +85,8 @@ class MetricsWriter:
 
     def rewind(self, step: int) -> None:
         """Drop the lines of metrics.jsonl and eval.jsonl after `step`, because training goes back to it."""
+        if not self._write:
+            return
         self.close()
         self._truncate(step)
         self._open(step)
@@ -113,7 +120,6 @@ class MetricsWriter:
         # Descriptors rather than buffered files: a line is one system call, whole for readers of the live file.
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
         self._files = {name: os.open(self.run_dir / name, flags, 0o666) for name in (METRICS, EVAL, EVENTS)}
-        self._summary = None
         if self._tensorboard:
             from tensorboardX import SummaryWriter
 
@@ -126,6 +132,8 @@ class MetricsWriter:
         plain = _plain("", line, nonfinite)
         if type(plain.get("step")) is not int:
             raise TypeError(f"step: expected an int, found {plain.get('step')!r}")
+        if not self._write:
+            return plain
         data = json.dumps(plain | ({"nonfinite": nonfinite} if nonfinite else {}), allow_nan=False).encode() + b"\n"
         try:
             written = os.write(self._files[name], data)

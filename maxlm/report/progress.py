@@ -67,18 +67,20 @@ class StepTimer:
 
 
 class Progress:
-    """The progress of a training run, from `start_step` to `total_steps`; a context manager."""
+    """The progress of a training run, from `start_step` to `total_steps`; a context manager. One that is not `shown`
+    says nothing: of the processes of a run, one speaks."""
 
-    def __init__(self, name: str, total_steps: int, start_step: int):
+    def __init__(self, name: str, total_steps: int, start_step: int, shown: bool = True):
         self.name = name
         self.total_steps = total_steps
+        self._shown = shown
         self._timer = StepTimer()
         self._line: Mapping[str, Any] = {"step": start_step}
         self._deadline: float | None = None
         self._live = None
 
     def __enter__(self) -> Self:
-        if _on_terminal():
+        if self._shown and _on_terminal():
             from rich.live import Live
 
             # The live line lives on stderr; stdout is routed above it only where both are the same screen.
@@ -103,14 +105,14 @@ class Progress:
         left = self._timer.left(self.total_steps - line["step"])
         self._deadline = None if left is None else now + left
         self._line = line
-        if not self._live:
+        if self._shown and not self._live:
             print(plain_line(line, self.total_steps, left), file=sys.stderr, flush=True)
 
     def note(self, text: str) -> None:
         """Print an event, above the live line where there is one."""
         if self._live:
             self._live.console.print(text, markup=False, highlight=False)
-        else:
+        elif self._shown:
             print(text, file=sys.stderr, flush=True)
 
     def _render(self):

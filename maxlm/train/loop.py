@@ -16,6 +16,7 @@ from maxlm.config import Config
 from maxlm.errors import Preempted
 from maxlm.model.counts import flops_per_token
 from maxlm.parallel import runtime
+from maxlm.parallel.agreement import by_first, from_first, is_first, one_fate, together
 from maxlm.report.html import write_report
 from maxlm.report.progress import Progress, compact
 from maxlm.train.meter import Meter
@@ -32,16 +33,17 @@ def train(config: Config, devices: Sequence[jax.Device] | None = None) -> TrainS
     """Train on the devices (default: all), or go on where the newest checkpoint stands; returns the final state.
 
     Raises `MaxlmError`s with the exit codes of the command line: `Preempted` after SIGTERM and a complete save,
-    `DivergedError` when steps are skipped beyond the policy of the `faults` section.
+    `DivergedError` when steps are skipped beyond the policy of the `faults` section. All processes of a run call this
+    with the same configuration; what decides a step is the same in all of them, or agreed.
     """
-    runtime.setup()
-    with StopRequest() as stop, Run(config, devices) as run:
+    runtime.setup(config.processes)
+    with one_fate(), StopRequest() as stop, Run(config, devices) as run:
         state, position, changes = run.restore(report=print_note)
         if position.tokens >= config.total_tokens:
             print_note(f"{run.dir} is finished: step {position.step:,}, {compact(position.tokens)} tokens")
             return state
         run.begin(position, changes)
-        with Progress(config.name, position.total_steps(config), position.step) as progress:
+        with Progress(config.name, position.total_steps(config), position.step, shown=is_first()) as progress:
             return steps(run, state, position, stop, progress)
 
 
@@ -63,7 +65,7 @@ def steps(run: Run, state: TrainState, position: Position, stop: StopRequest, pr
         position = after
         meter.step_started(metrics)
 
-        last, stopping = position.tokens >= config.total_tokens, stop.signal is not None
+        last, stopping = position.tokens >= config.total_tokens, stop.agreed()
         evaluating = last or due(position.step, config.eval.every_steps)
         saving = last or stopping or saver.due(position.step)
 
@@ -91,16 +93,18 @@ def steps(run: Run, state: TrainState, position: Position, stop: StopRequest, pr
             saver.saved(position.step)
             run.metrics.log_event("checkpoint", position.step, seconds=seconds)
         if stopping and not last:
-            run.checkpoints.wait()
+            with together():
+                run.checkpoints.wait()
             run.metrics.log_event("preempted", position.step, signal=stop.signal.name)
             raise stopped(position, stop)
 
     trace(run, position.step + 1, position.step)
-    run.checkpoints.wait()
-    goodput = meter.goodput.ratio(time.monotonic())
-    run.metrics.log_event("finished", position.step, goodput=goodput, seconds=time.monotonic() - run.began)
-    run.metrics.flush()
-    report = write_report([run.dir], run.dir / REPORT)
+    with together():
+        run.checkpoints.wait()
+        goodput = meter.goodput.ratio(time.monotonic())
+        run.metrics.log_event("finished", position.step, goodput=goodput, seconds=time.monotonic() - run.began)
+        run.metrics.flush()
+    report = by_first(lambda: write_report([run.dir], run.dir / REPORT))
     progress.note(
         f"finished: step {position.step:,}, {compact(position.tokens)} tokens, goodput {goodput:.1%}, {report}"
     )
@@ -141,17 +145,27 @@ def write_line(run: Run, line: Line, now: Position, meter: Meter, progress: Prog
 
 
 class SaveClock:
-    """When the next checkpoint is due, by steps and by time since the last one."""
+    """When the next checkpoint is due, by steps and by time since the last one.
+
+    With several processes the clock is process 0's, and it is looked at in log steps alone: to ask it, the devices
+    have to come to the end of their work.
+    """
 
     def __init__(self, config: Config):
-        self._config = config.checkpoint
+        self._config, self._log_steps = config.checkpoint, config.logging.every_steps
         self._last = time.monotonic()
 
     def due(self, step: int) -> bool:
         config = self._config
-        minutes = (time.monotonic() - self._last) / 60
-        late = config.every_minutes is not None and minutes >= config.every_minutes
-        return late or due(step, config.every_steps) or due(step, config.keep_every_steps)
+        return self._late(step) or due(step, config.every_steps) or due(step, config.keep_every_steps)
+
+    def _late(self, step: int) -> bool:
+        if self._config.every_minutes is None:
+            return False
+        late = time.monotonic() - self._last >= self._config.every_minutes * 60
+        if jax.process_count() == 1:
+            return late
+        return due(step, self._log_steps) and from_first(late)
 
     def saved(self, step: int) -> None:
         self._last = time.monotonic()
@@ -179,4 +193,5 @@ def stopped(position: Position, stop: StopRequest) -> Preempted:
 
 
 def print_note(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    if is_first():
+        print(text, file=sys.stderr, flush=True)

@@ -18,7 +18,7 @@ class Meter:
     def __init__(self, devices: list[jax.Device], flops_per_token: float, began: float):
         peak = peak_flops(devices[0].device_kind)
         self._peak = peak * len(devices) if peak else None
-        self._device = devices[0]
+        self._device = next(device for device in devices if device.process_index == jax.process_index())
         self._flops_per_token = flops_per_token
         self._running: jax.Array | None = None  # a result of the step that was started last
         self._mark, self._steps, self._seconds, self._waited = 0.0, 0, 0.0, 0.0

@@ -1,5 +1,6 @@
 """An open run: its mesh, data, compiled step, checkpoints and metrics, and what can be done with them."""
 
+import json
 import math
 import shutil
 import time
@@ -21,6 +22,7 @@ from maxlm.data.loader import Batches, batches, open_sources
 from maxlm.errors import DivergedError, SaveError
 from maxlm.evaluate.perplexity import evaluate
 from maxlm.model import counts
+from maxlm.parallel.agreement import by_first, check_same, everywhere, is_first, together
 from maxlm.parallel.batch import addressed_rows, place
 from maxlm.parallel.mesh import build_mesh, check_batch
 from maxlm.report.metrics import MetricsWriter
@@ -46,18 +48,22 @@ class Run:
     def __init__(self, config: Config, devices: Sequence[jax.Device] | None = None):
         self.config, self.dir = config, config.run_dir
         self.began = time.monotonic()
-        self.mesh = build_mesh(config.mesh, devices)
-        check_batch(config, self.mesh)
-        self.sources = open_sources(config.data, config.model.vocab_size)
-        self.plan = blueprint(config, self.mesh, len(self.sources.train))
-        self.rows = addressed_rows(config.batch_size, self.mesh)
+        with together():
+            self.mesh = build_mesh(config.mesh, devices)
+            check_batch(config, self.mesh)
+            self.sources = open_sources(config.data, config.model.vocab_size)
+            self.plan = blueprint(config, self.mesh, len(self.sources.train))
+            self.rows = addressed_rows(config.batch_size, self.mesh)
         self._stack, self._reader = ExitStack(), ExitStack()
 
     def __enter__(self) -> Self:
-        for shards in (*self.sources.train.values(), *self.sources.validation.values()):
-            shards.verify(self.config.data.verify, jax.process_index(), jax.process_count())
-        if earlier := self._earlier_config():
-            resume.recorded_changes(earlier, self.config)
+        seen = json.dumps(self.manifests) + configuration.to_yaml(self.config)
+        check_same(seen, "the processes have different data or configurations")
+        with together():
+            for shards in (*self.sources.train.values(), *self.sources.validation.values()):
+                shards.verify(self.config.data.verify, jax.process_index(), jax.process_count())
+            if earlier := self._earlier_config():
+                resume.recorded_changes(earlier, self.config)
         self.checkpoints = self._stack.enter_context(Checkpoints(self.dir, self.config.checkpoint))
         return self
 
@@ -69,24 +75,31 @@ class Run:
     def restore(self, report: Callable[[str], None]) -> tuple[TrainState, Position, resume.Changes]:
         """The newest checkpoint's state and position with what changed since, else the initial ones."""
         found = self.checkpoints.restore_newest(self._abstract_items(), report)
-        return self._resumed(*found) if found else (initial_state(self.plan), Position.start(self.config), {})
+        if not found:
+            return initial_state(self.plan), Position.start(self.config), {}
+        with together():
+            return self._resumed(*found)
 
     def begin(self, position: Position, changes: resume.Changes) -> None:
         """Open the metrics at the position, and write down what is about to run."""
         resumed = bool(self.checkpoints.steps())
         resume_step = position.step if resumed else (-1 if (self.dir / CONFIG).exists() else None)
-        try:
-            writer = MetricsWriter(self.dir, self.config.logging.tensorboard, resume_step)
+        with together():
+            writer = MetricsWriter(self.dir, self.config.logging.tensorboard, resume_step, write=is_first())
             self.metrics = self._stack.enter_context(writer)
+        by_first(self._write_down)
+        self.metrics.log_event("resumed" if resumed else "started", position.step, **self._description())
+        if changes:
+            self.metrics.log_event("config_changed", position.step, changes=changes)
+
+    def _write_down(self) -> None:
+        try:
             shutil.copytree(self.tokenizer_dir, self.dir / TOKENIZER, dirs_exist_ok=True)
             new = self.dir / f"{CONFIG}.new"
             new.write_text(configuration.to_yaml(self.config))
             new.replace(self.dir / CONFIG)  # at once: a killed start must not leave half a configuration
         except OSError as error:
             raise SaveError(f"{self.dir}: cannot be written ({error})") from None
-        self.metrics.log_event("resumed" if resumed else "started", position.step, **self._description())
-        if changes:
-            self.metrics.log_event("config_changed", position.step, changes=changes)
 
     def _resumed(self, items: dict[str, Any], saved: dict[str, Any]) -> tuple[TrainState, Position, resume.Changes]:
         resume.check_manifests(saved["manifests"], self.manifests, self.config)
@@ -110,7 +123,7 @@ class Run:
             return compile_step(self.plan).lower(abstract_state(self.plan), abstract_batch(self.plan), rate).compile()
 
     def scalar(self, value: float) -> jax.Array:
-        return jax.device_put(np.float32(value), NamedSharding(self.mesh, PartitionSpec()))
+        return everywhere(np.asarray(value, np.float32), NamedSharding(self.mesh, PartitionSpec()))
 
     def batches(self, position: Position) -> Iterator[dict[str, jax.Array]]:
         """Batches from the position's step on, on the devices; ends the reader that was open before."""
@@ -131,8 +144,9 @@ class Run:
 
     def reset_sums(self, state: TrainState) -> TrainState:
         """The state with empty sums, after a line has taken them."""
-        zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), self.plan.abstract.sums)
-        return state._replace(sums=jax.device_put(zeros, self.plan.shardings.sums))
+        shapes, shardings = self.plan.abstract.sums, self.plan.shardings.sums
+        zeros = jax.tree.map(lambda leaf, place: everywhere(np.zeros(leaf.shape, leaf.dtype), place), shapes, shardings)
+        return state._replace(sums=zeros)
 
     # --- saving, rewinding, evaluating ----------------------------------------------------------------------
 
@@ -141,7 +155,8 @@ class Run:
         began = time.monotonic()
         if not math.isfinite(jax.device_get(param_norm)):
             raise DivergedError(f"the parameters of step {position.step} are not finite; they are not saved")
-        self.metrics.flush()
+        with together():
+            self.metrics.flush()
         run = position.to_json() | {
             "config": self.config.model_dump(mode="json"),
             "manifests": self.manifests,
@@ -209,6 +224,7 @@ class Run:
     def _description(self) -> dict[str, Any]:
         return {
             "parameters": counts.parameter_count(self.config.model),
+            "processes": jax.process_count(),
             "devices": self.mesh.size,
             "device_kind": self.mesh.devices.flat[0].device_kind,
             "mesh": dict(self.mesh.shape),
