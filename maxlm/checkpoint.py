@@ -23,7 +23,7 @@ import orbax.checkpoint as ocp
 
 from maxlm.config import CheckpointConfig
 from maxlm.errors import ConfigError, DataError, SaveError
-from maxlm.parallel.agreement import by_first, check_same, gather, together, wait_until
+from maxlm.parallel.agreement import by_first, gather, together, wait_until
 
 DIRECTORY = "checkpoints"
 ITEMS = ("params", "optimizer", "counters", "run")
@@ -54,7 +54,9 @@ class Checkpoints:
                     "share, under one path"
                 )
         self._manager = _Manager(self.directory, options=options, item_names=ITEMS)
-        check_same(json.dumps(self.steps()), f"{self.directory}: the processes see different checkpoints in it")
+        with together():
+            if (first := json.loads(gather(json.dumps(self.steps()))[0])) != self.steps():
+                raise DataError(f"{self.directory}: process 0 sees the checkpoints {first}, this one {self.steps()}")
 
     def __enter__(self) -> "Checkpoints":
         return self

@@ -76,16 +76,6 @@ def by_first(action: Callable[[], T]) -> T | None:
         return action() if is_first() else None
 
 
-def check_same(text: str, message: str) -> None:
-    """Raise `ConfigError` where processes have different texts; `message` says what that means."""
-    texts = gather(text)
-    for number, other in enumerate(texts):
-        if other != texts[0]:
-            error = errors.ConfigError(f"{message}; process 0: {texts[0][:200]}; process {number}: {other[:200]}")
-            error.everywhere, error.quiet = True, not is_first()
-            raise error
-
-
 def wait_until(condition: Callable[[], bool], seconds: float) -> bool:
     """Whether something that another process has done is seen here: network disks show it after a while."""
     deadline = time.monotonic() + seconds

@@ -10,6 +10,7 @@ that is a whole slice, is a single process and neither waits nor opens a port.
 import importlib.util
 import os
 import re
+import socket
 import sys
 import threading
 import urllib.request
@@ -46,6 +47,8 @@ def join(config: ProcessesConfig) -> None:
     launch = detect(os.environ)
     if launch is None:
         return
+    if launch.arguments.get("process_id") == 0 and COORDINATOR in os.environ:
+        _check_port(os.environ[COORDINATOR])
     seconds = config.initialization_timeout_seconds
     timer = threading.Timer(seconds, _give_up, (launch, seconds))
     timer.daemon = True
@@ -138,6 +141,17 @@ def _cloud_tpu(environ: Mapping[str, str], metadata: Callable[[str], str] | None
         slices = slices or (found and found[1])
     count = len(hosts.split(",")) * int(slices or 1) if hosts else 1
     return Launch(f"Cloud TPU, {count} processes", {"cluster_detection_method": method}) if count > 1 else None
+
+
+def _check_port(coordinator: str) -> None:
+    """Process 0 listens there; jax ends in a segmentation fault where something else does."""
+    port = int(coordinator.rpartition(":")[2])
+    try:
+        socket.create_server(("", port)).close()
+    except (OSError, OverflowError) as error:
+        raise StartError(
+            f"{COORDINATOR}: port {port} cannot be opened by process 0 ({error}); choose another"
+        ) from None
 
 
 def _metadata(server: str, key: str) -> str:

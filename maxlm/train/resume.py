@@ -26,7 +26,7 @@ def recorded_changes(old: Config, new: Config) -> Changes:
 
     The path of a source is free: its manifest is compared instead (see `check_manifests`).
     """
-    changes = _differences(old.model_dump(mode="json"), new.model_dump(mode="json"), "")
+    changes = differences(old.model_dump(mode="json"), new.model_dump(mode="json"))
     changes = {key: change for key, change in changes.items() if not _is_path(key) and not _under(key, FREE)}
     refused = {key: change for key, change in changes.items() if not _under(key, RECORDED)}
     if refused:
@@ -48,11 +48,12 @@ def check_manifests(old: dict[str, str], new: dict[str, str], config: Config) ->
             )
 
 
-def _differences(old: Any, new: Any, key: str) -> Changes:
+def differences(old: Any, new: Any, key: str = "") -> Changes:
+    """Values that differ between two nested dictionaries, by dotted key."""
     if isinstance(old, dict) and isinstance(new, dict):
         found: Changes = {}
         for part in sorted(old.keys() | new.keys()):
-            found |= _differences(old.get(part), new.get(part), f"{key}.{part}" if key else part)
+            found |= differences(old.get(part), new.get(part), f"{key}.{part}" if key else part)
         return found
     return {} if old == new else {key: (old, new)}
 

@@ -19,10 +19,10 @@ from maxlm import config as configuration
 from maxlm.checkpoint import Checkpoints
 from maxlm.config import Config
 from maxlm.data.loader import Batches, batches, open_sources
-from maxlm.errors import DivergedError, SaveError
+from maxlm.errors import ConfigError, DivergedError, SaveError
 from maxlm.evaluate.perplexity import evaluate
 from maxlm.model import counts
-from maxlm.parallel.agreement import by_first, check_same, everywhere, is_first, together
+from maxlm.parallel.agreement import by_first, everywhere, gather, is_first, together
 from maxlm.parallel.batch import addressed_rows, place
 from maxlm.parallel.mesh import build_mesh, check_batch
 from maxlm.report.metrics import MetricsWriter
@@ -57,9 +57,12 @@ class Run:
         self._stack, self._reader = ExitStack(), ExitStack()
 
     def __enter__(self) -> Self:
-        seen = json.dumps(self.manifests) + configuration.to_yaml(self.config)
-        check_same(seen, "the processes have different data or configurations")
+        mine = self.config.model_dump(mode="json") | {"manifests": self.manifests}
+        first = json.loads(gather(json.dumps(mine))[0])
         with together():
+            if unlike := resume.differences(first, mine):
+                listed = "; ".join(f"{key}: {before!r} there, {here!r} here" for key, (before, here) in unlike.items())
+                raise ConfigError(f"process 0 was started with another configuration or other data: {listed}")
             for shards in (*self.sources.train.values(), *self.sources.validation.values()):
                 shards.verify(self.config.data.verify, jax.process_index(), jax.process_count())
             if earlier := self._earlier_config():
