@@ -53,7 +53,10 @@ class Checkpoints:
                     f"{self.directory}: made by process 0 and not seen here; runs_dir must be on a disk that all hosts "
                     "share, under one path"
                 )
-        self._manager = _Manager(self.directory, options=options, item_names=ITEMS)
+        try:
+            self._manager = _Manager(self.directory, options=options, item_names=ITEMS)
+        except OSError as error:
+            raise self._unwritable(error) from None
         with together():
             if (first := json.loads(gather(json.dumps(self.steps()))[0])) != self.steps():
                 raise DataError(f"{self.directory}: process 0 sees the checkpoints {first}, this one {self.steps()}")
@@ -109,8 +112,9 @@ class Checkpoints:
             else:
                 self._set_aside(damaged)
                 return found
-        if damaged:
-            raise DataError(f"{self.directory}: none of its {len(damaged)} checkpoints can be read")
+        with together():
+            if damaged:
+                raise DataError(f"{self.directory}: none of its {len(damaged)} checkpoints can be read")
         return None
 
     def _set_aside(self, steps: list[int]) -> None:
@@ -123,15 +127,21 @@ class Checkpoints:
                 (self.directory / str(step)).rename(self.directory / f"{step}.damaged")
 
         by_first(rename)
-        gone = wait_until(lambda: not set(map(str, steps)) & {p.name for p in self.directory.iterdir()}, SHARED_SECONDS)
-        assert gone, f"{self.directory}: renamed by process 0 and not seen here"
+        with together():
+            if not wait_until(lambda: not set(steps) & set(_finished(self.directory)), SHARED_SECONDS):
+                raise DataError(
+                    f"{self.directory}: damaged checkpoints renamed by process 0 still have their names here"
+                )
         self._manager.reload()
 
     def _make_directory(self) -> None:
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise SaveError(f"{self.directory}: cannot be written ({error})") from None
+            raise self._unwritable(error) from None
+
+    def _unwritable(self, error: OSError) -> SaveError:
+        return SaveError(f"{self.directory}: cannot be written ({error})")
 
     def _check_room(self, arrays: Any) -> None:
         """Refuse a save that cannot fit, all processes' parts together, before anything is written."""
