@@ -39,21 +39,17 @@ class StopRequest:
         if not multihost_utils.reached_preemption_sync_point(next(_QUESTIONS)):
             return False
         self.signal = self.signal or signal.SIGTERM
-        self._take(signal.SIGTERM)  # jax gave it back to the system, and a second one would end the save
         return True
 
     def __enter__(self) -> Self:
-        for number in [signal.SIGINT] if self._several else EXIT_CODES:
-            self._take(number)
+        if threading.current_thread() is threading.main_thread():  # Python allows handlers nowhere else
+            numbers = [signal.SIGINT] if self._several else EXIT_CODES
+            self._previous = {number: signal.signal(number, self._remember) for number in numbers}
         return self
 
     def __exit__(self, *exception: object) -> None:
         for number, handler in self._previous.items():
-            signal.signal(number, handler or signal.SIG_DFL)  # None: it was not Python's
-
-    def _take(self, number: signal.Signals) -> None:
-        if threading.current_thread() is threading.main_thread():  # Python allows handlers nowhere else
-            self._previous[number] = signal.signal(number, self._remember)
+            signal.signal(number, handler)
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
         if self.signal is signal.SIGINT and number == signal.SIGINT:

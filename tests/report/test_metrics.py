@@ -232,3 +232,15 @@ def test_goodput_is_productive_over_wall_time():
     goodput.productive(15.0)
     assert goodput.ratio(160.0) == 0.75
     assert goodput.ratio(110.0) == 1.0
+
+
+def test_of_several_processes_those_that_do_not_write_touch_nothing(tmp_path):
+    with MetricsWriter(tmp_path / "run", True, None, write=False) as metrics:
+        metrics.log({"step": 1, "loss": 1.0, "loss_by_source": {"web": 1.0}})
+        metrics.log_eval({"step": 1, "source": "web", "loss": 1.0})
+        metrics.log_event("started", 0)
+        metrics.flush()
+        metrics.rewind(0)
+        with pytest.raises(TypeError, match="step"):  # a fault is a fault in all of them
+            metrics.log({"loss": 1.0})
+    assert not (tmp_path / "run").exists()

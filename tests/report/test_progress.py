@@ -89,6 +89,13 @@ def test_plain_progress_goes_to_stderr_without_control_characters(capsys, monkey
     assert err.count("\n") == 2 and "[bold]web[/bold]" in err and "tokens 983.0K" in err
 
 
+def test_of_several_processes_one_speaks(capsys):
+    with Progress("demo", 1950, 0, shown=False) as silent:
+        silent.update(LINE)
+        silent.note("checkpoint saved")
+    assert capsys.readouterr() == ("", "")
+
+
 @pytest.mark.parametrize("width", [20, 40, 60, 80, 100, 160])
 def test_the_live_line_fits_the_terminal_and_keeps_the_step(width):
     for line in (LINE, {"step": 120}):

@@ -177,6 +177,18 @@ def test_a_signal_to_one_process_stops_all_and_one_or_two_go_on(make_config, tmp
 
 
 @pytest.mark.slow
+def test_processes_rewind_and_diverge_together(make_config, tmp_path):
+    # A spike threshold that no step can meet once the window is full: every later step is skipped.
+    policy = {"faults.window": 6, "faults.deviations": 1e-9, "faults.max_skips": 2, "faults.max_rewinds": 1}
+    config = make_config({**policy, "optimizer.lr": 3.0, "optimizer.clip_norm": None, "schedule.warmup_tokens": 0})
+    codes, outputs = finish(start(config, tmp_path, 2), config, tmp_path)
+    assert codes == [4, 4], outputs
+    assert "error: " in outputs[0] and not told(outputs[1])
+    (rewind,) = events(config, "rewind")
+    assert rewind["to_step"] < rewind["from_step"] and len(events(config, "diverged")) == 1
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_killed_process_ends_the_others_soon(make_config, tmp_path, victim):
     config = make_config(CHANGES | {"train.total_tokens": ENDLESS}, name="killed")
