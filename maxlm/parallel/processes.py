@@ -66,7 +66,7 @@ def join(config: ProcessesConfig) -> None:
         raise StartError(f"{launch.how}: the processes could not be joined ({reason})") from None
     finally:
         timer.cancel()
-    if launch.alone_on_host:
+    if launch.alone_on_host and "JAX_LOCAL_DEVICE_IDS" not in os.environ:
         # With SLURM and Open MPI jax gives a process the one GPU of its local number, also where it is the only one.
         jax.config.update("jax_cuda_visible_devices", "all")
 

@@ -27,7 +27,7 @@ from maxlm.train import loop
 ROOT = Path(__file__).parents[2]
 BATCH = 256
 ENDLESS = BATCH * 2000
-STEPS = 60
+STEPS = 240  # more than any of the stopped runs comes to
 # Losses are compared step by step over many steps: a rate at which rounding does not grow.
 CHANGES = {
     "train.total_tokens": BATCH * STEPS,
@@ -113,7 +113,8 @@ def whole(prepared, tmp_path_factory) -> Config:
     directory = tmp_path_factory.mktemp("whole")
     path = directory / "run.yaml"
     path.write_text(RUN.format(prepared=prepared, runs=directory))
-    config = load(path, [f"{key}={json.dumps(value)}" for key, value in CHANGES.items()])
+    changes = CHANGES | {"checkpoint.every_steps": None}
+    config = load(path, [f"{key}={json.dumps(value)}" for key, value in changes.items()])
     loop.train(config, jax.devices()[:1])
     return config
 
@@ -145,8 +146,8 @@ def test_a_signal_to_one_process_stops_all_and_one_or_two_go_on(make_config, tmp
     assert newest.name == str(stopped) and stopped < STEPS
     assert_continues(four, whole)
 
-    # One process reads what four have written, and comes to the end.
-    alone = make_config(CHANGES | {"runs_dir": str(tmp_path / "copies")})
+    # One process reads what four have written, and goes on.
+    alone = make_config(CHANGES | {"runs_dir": str(tmp_path / "copies"), "train.total_tokens": BATCH * (stopped + 8)})
     shutil.copytree(four.run_dir, alone.run_dir)
     loop.train(alone, jax.devices()[:1])
     assert_continues(alone, whole)
