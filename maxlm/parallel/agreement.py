@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import jax
 import numpy as np
@@ -55,8 +55,7 @@ def together() -> Iterator[None]:
         yield
     except Exception as error:
         mine = error
-    kind = type(mine).__name__ if isinstance(mine, MaxlmError) else MaxlmError.__name__
-    told = gather(f"{kind}\n{mine or ''}" if mine else "")
+    told = gather(_described(mine) if mine else "")
     failed = [number for number, text in enumerate(told) if text]
     if not failed:
         return
@@ -68,6 +67,13 @@ def together() -> Iterator[None]:
         error.quiet = not is_first() and jax.process_index() != failed[0]
     error.everywhere = True
     raise error from None
+
+
+def _described(error: Exception) -> str:
+    """The kind under which the other processes raise an error, and on the next line its message."""
+    if isinstance(error, MaxlmError):
+        return f"{type(error).__name__}\n{error}"
+    return f"{MaxlmError.__name__}\n{type(error).__name__}: {error}"
 
 
 def by_first(action: Callable[[], T]) -> T | None:
@@ -121,7 +127,7 @@ def exit_code(error: BaseException) -> int:
     return 130 if isinstance(error, KeyboardInterrupt) else 1
 
 
-def _leave(code: Any) -> None:
+def _leave(code: int) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

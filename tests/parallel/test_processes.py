@@ -131,7 +131,7 @@ def test_processes_act_and_fail_as_one():
                 with together():
                     int("x" if number == 0 else "1")
         except MaxlmError as error:
-            assert number == 1 and "process 0: invalid literal" in str(error)
+            assert number == 1 and "process 0: ValueError: invalid literal" in str(error)
         except ValueError:
             assert number == 0
         try:
