@@ -13,16 +13,19 @@ from maxlm.errors import ConfigError
 
 RULES: dict[str, tuple[str, ...]] = {
     # activations
-    "batch": ("data", "fsdp"),
-    "sequence": (),
+    "batch": ("data", "fsdp", "expert"),
+    "sequence": ("context",),
     "residual": (),
     # parameters
     "vocab": ("tensor",),
-    "embed": ("fsdp",),
+    "embed": ("fsdp", "context", "expert"),
     "heads": ("tensor",),
     "kv_heads": ("tensor",),
     "head_dim": (),
     "mlp": ("tensor",),
+    "experts": ("expert",),
+    "expert_embed": ("fsdp", "context"),
+    "experts_router": (),
     "norm": (),
     "layers": (),
 }
@@ -34,6 +37,8 @@ CONFIG_KEYS = {
     "heads": "model.num_heads",
     "kv_heads": "model.num_kv_heads",
     "mlp": "model.mlp_dim",
+    "experts": "model.moe.num_experts",
+    "expert_embed": "model.embed_dim",
 }
 
 LogicalAxes = Sequence[str | None]
