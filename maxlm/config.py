@@ -45,6 +45,40 @@ class RopeConfig(Section):
     theta: Real = Field(10000.0, gt=0, description="Base wavelength of the rotary position embedding.")
 
 
+class MoeConfig(Section):
+    num_experts: Count = Field(description="Number of routed experts per layer.")
+    experts_per_token: Count = Field(description="Experts that each token passes; at most num_experts.")
+    mlp_dim: Count = Field(description="Width of one expert's hidden layer.")
+    shared_experts: Annotated[Integer, Field(ge=0)] = Field(
+        0, description="Experts that every token passes besides, as one MLP of shared_experts x mlp_dim."
+    )
+    scores: Literal["softmax", "sigmoid"] = Field(
+        "softmax", description="How the router's logits become the weights of the experts."
+    )
+    normalize: bool = Field(True, description="Divide the weights of a token's experts by their sum.")
+    scale: Real = Field(1.0, gt=0, description="Factor on the weights of a token's experts, after normalize.")
+    balance: Literal["aux_loss", "bias"] | None = Field(
+        "aux_loss",
+        description="What keeps the experts evenly loaded: a loss per sequence, a bias on the choice that follows the "
+        "load of each step, or nothing (null).",
+    )
+    aux_weight: Real = Field(
+        0.01, ge=0, description="Weight of the balance loss, in nats per token; it is 1 when all is even."
+    )
+    bias_rate: Real = Field(1e-3, gt=0, description="Step of the balance bias per optimizer step, in units of a score.")
+    z_weight: Real = Field(0.0, ge=0, description="Weight of the router's squared log-partition, in nats per token.")
+    first_dense: Annotated[Integer, Field(ge=0)] = Field(0, description="First layers that keep a dense MLP.")
+    every: Count = Field(1, description="Of the layers after first_dense, every n-th has experts.")
+
+    @model_validator(mode="after")
+    def _check(self) -> "MoeConfig":
+        if self.experts_per_token > self.num_experts:
+            raise ValueError(
+                f"experts_per_token must be at most num_experts, found {self.experts_per_token} and {self.num_experts}"
+            )
+        return self
+
+
 class ModelConfig(Section):
     vocab_size: Count = Field(description="Rows of the embedding table, in tokens; at least the tokenizer's.")
     num_layers: Count = Field(description="Number of decoder layers.")
@@ -63,6 +97,7 @@ class ModelConfig(Section):
     qk_norm: bool = Field(False, description="RMS-normalise queries and keys per head.")
     norm_eps: Real = Field(1e-5, gt=0, description="Added to the mean square inside RMSNorm.")
     init_std: Real = Field(0.02, gt=0, description="Standard deviation of the truncated-normal initialiser.")
+    moe: MoeConfig | None = Field(None, description="Mixture of experts in place of the MLP; null for dense layers.")
 
     @property
     def window_pattern(self) -> tuple[int | None, ...]:
@@ -78,6 +113,11 @@ class ModelConfig(Section):
         period = len(self.window_pattern)
         if period == 0 or self.num_layers % period:
             raise ValueError(f"the length of window must divide num_layers, found {period} and {self.num_layers}")
+        if self.moe is not None and self.moe.first_dense + self.moe.every > self.num_layers:
+            raise ValueError(
+                f"moe: first_dense {self.moe.first_dense} and every {self.moe.every} leave none of {self.num_layers} "
+                "layers with experts"
+            )
         return self
 
 

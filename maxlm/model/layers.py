@@ -99,11 +99,11 @@ expand.defvjp(lambda x_BSD, w_DF: (expand(x_BSD, w_DF), (x_BSD, w_DF)), _expand_
 
 
 class MLP(nnx.Module):
-    """SwiGLU: (silu(x gate) * (x up)) down (Shazeer 2020)."""
+    """SwiGLU: (silu(x gate) * (x up)) down (Shazeer 2020); `width` is that of the hidden layer."""
 
-    def __init__(self, config: ModelConfig, out_std: float, key: jax.Array, dtype):
+    def __init__(self, config: ModelConfig, width: int, out_std: float, key: jax.Array, dtype):
         gate, up, down = jax.random.split(key, 3)
-        embed, hidden, std = config.embed_dim, config.mlp_dim, config.init_std
+        embed, hidden, std = config.embed_dim, width, config.init_std
         self.gate = parameter(gate, (embed, hidden), ("embed", "mlp"), std, dtype)
         self.up = parameter(up, (embed, hidden), ("embed", "mlp"), std, dtype)
         self.down = parameter(down, (hidden, embed), ("mlp", "embed"), out_std, dtype)
@@ -126,7 +126,7 @@ class Layer(nnx.Module):
         self.attention_norm = RMSNorm(config.embed_dim, config.norm_eps, dtype)
         self.attention = Attention(config, window, out_std, attention, dtype)
         self.mlp_norm = RMSNorm(config.embed_dim, config.norm_eps, dtype)
-        self.mlp = MLP(config, out_std, mlp, dtype)
+        self.mlp = MLP(config, config.mlp_dim, out_std, mlp, dtype)
 
     def __call__(self, x_BSD, rope, segment_ids_BS, cache: KeyValues | None):
         x_BSD = shard(x_BSD, "batch", "sequence", "residual")
