@@ -4,10 +4,10 @@ Model code names what an axis means ("heads", "embed"); this table alone says wh
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
-from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from maxlm.errors import ConfigError
 
@@ -80,6 +80,36 @@ def shard(x: jax.Array, *axes: str | None) -> jax.Array:
     if mesh.empty:
         return x
     return jax.lax.with_sharding_constraint(x, partition_spec(axes, mesh))
+
+
+def manual(function: Callable, in_axes, out_axes) -> Callable:
+    """The function run once per device on its shards, with collectives of its own, under the mesh of `jax.set_mesh`.
+
+    `in_axes` holds the logical axes of every argument and `out_axes` those of the result, in its structure. All mesh
+    axes that are still automatic become manual (some are manual already inside a pipeline's stage): a Pallas kernel
+    is compiled only where none is left. Without a mesh of several devices it is the function itself.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return function
+    automatic = {name for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Auto}
+
+    def specs(axes):
+        return jax.tree.map(lambda names: partition_spec(names, mesh), axes, is_leaf=_is_axes)
+
+    # The check of what varies over which axis refuses kernels that do not declare it, as megablox's.
+    return jax.shard_map(
+        function, in_specs=specs(in_axes), out_specs=specs(out_axes), axis_names=automatic, check_vma=False
+    )
+
+
+def split_axes(axis: str) -> tuple[str, ...]:
+    """Mesh axes of more than one device that split a logical axis: what a collective inside `manual` runs over."""
+    return _mesh_axes(axis, jax.sharding.get_abstract_mesh())
+
+
+def _is_axes(node) -> bool:
+    return isinstance(node, tuple) and all(name is None or isinstance(name, str) for name in node)
 
 
 def batch_shards() -> int:
