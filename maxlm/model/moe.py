@@ -1,0 +1,213 @@
+"""Mixture of experts: a router sends every token to a few of many MLPs, and no token is ever dropped.
+
+Everything between router and output runs per device (`parallel.sharding.manual`). Outside these layers the expert
+axis of the mesh shards the batch; inside, it shards the experts, and rows travel over it (dispatch.py). Axis letters
+as in layers.py and dispatch.py; E is the number of experts here.
+"""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
+
+from maxlm.config import ModelConfig, MoeConfig
+from maxlm.model.dispatch import exchange, grouped_product, plan_routes, take_rows
+from maxlm.model.layers import MLP, parameter
+from maxlm.parallel.sharding import manual, split_axes
+
+
+class RouterStats(NamedTuple):
+    """Of one layer and one batch, summed over all devices."""
+
+    penalty: jax.Array  # float32 scalar: weighted regularisers, summed over the tokens that are no padding
+    load_E: jax.Array  # int32 [E]: assignments that each expert really processed
+
+
+class Choice(NamedTuple):
+    expert_NK: jax.Array  # int32; E where the token is padding
+    weight_NK: jax.Array  # float32
+    penalty: jax.Array  # as in RouterStats
+
+
+class MoE(nnx.Module):
+    """The router, E routed experts and, where asked for, the shared ones as one MLP.
+
+    `platform` is that of the devices and chooses the kernels; `exchange` is "padded" (runs everywhere), "ragged" (TPU
+    and GPU) or "auto".
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        out_std: float,
+        key: jax.Array,
+        dtype,
+        *,
+        platform: str = "cpu",
+        exchange: str = "auto",
+    ):
+        router, gate, up, down, shared = jax.random.split(key, 5)
+        moe, std = config.moe, config.init_std
+        wide, narrow = (
+            (moe.num_experts, config.embed_dim, moe.mlp_dim),
+            (moe.num_experts, moe.mlp_dim, config.embed_dim),
+        )
+        self.moe, self.platform = moe, platform
+        self.padded = exchange == "padded" or (exchange == "auto" and platform == "cpu")
+        # Scores decide who computes what: float32, whatever the parameters' type (Switch Transformer, section 2.4).
+        shape = (config.embed_dim, moe.num_experts)
+        self.router = parameter(router, shape, ("embed", "experts_router"), std, jnp.float32)
+        self.gate = parameter(gate, wide, ("experts", "expert_embed", "mlp"), std, dtype)
+        self.up = parameter(up, wide, ("experts", "expert_embed", "mlp"), std, dtype)
+        self.down = parameter(down, narrow, ("experts", "mlp", "expert_embed"), out_std, dtype)
+        self.bias = None
+        if moe.balance == "bias":
+            self.bias = nnx.Param(jnp.zeros(moe.num_experts, jnp.float32), logical_axes=("experts_router",))
+        self.shared = None
+        if moe.shared_experts:
+            self.shared = MLP(config, moe.shared_experts * moe.mlp_dim, out_std, shared, dtype)
+
+    def __call__(self, x_BSD: jax.Array, segment_ids_BS: jax.Array) -> tuple[jax.Array, RouterStats]:
+        """Outputs [B, S, D] in the type of x, of the routed experts zero for padding (segment 0), and statistics."""
+        variables = {"router": self.router, "gate": self.gate, "up": self.up, "down": self.down}
+        if self.bias is not None:
+            variables["bias"] = self.bias
+        run = manual(
+            partial(_routed, moe=self.moe, platform=self.platform, padded=self.padded),
+            (
+                ("batch", "sequence", None),
+                ("batch", "sequence"),
+                {name: tuple(variable.get_metadata("logical_axes")) for name, variable in variables.items()},
+            ),
+            (("batch", "sequence", None), RouterStats((), ())),
+        )
+        out_BSD, stats = run(x_BSD, segment_ids_BS, {name: variable[...] for name, variable in variables.items()})
+        if self.shared is not None:
+            out_BSD = out_BSD + self.shared(x_BSD)
+        return out_BSD, stats
+
+
+def _routed(x_BSD, segment_ids_BS, params: dict, *, moe: MoeConfig, platform: str, padded: bool):
+    """One device's part: its tokens [b, s, D] through the experts, wherever these are."""
+    batch, length, width = x_BSD.shape
+    bias_E = jax.lax.stop_gradient(params["bias"]) if "bias" in params else None
+    choice = _route(x_BSD, segment_ids_BS > 0, _gather(params["router"], 0, "embed"), bias_E, moe)
+    axis = next(iter(split_axes("experts")), None)
+    routes = plan_routes(choice.expert_NK, moe.num_experts, axis, padded)
+
+    x_ND, slot_NK = x_BSD.reshape(-1, width), routes.slot_A.reshape(choice.expert_NK.shape)
+    rows_RD = take_rows(x_ND, routes.token_R, slot_NK)
+    if axis is not None:
+        rows_RD = exchange(rows_RD, routes.traffic, axis, padded, routes.received_R.size)
+        rows_RD = take_rows(rows_RD, routes.received_R, routes.processed_R)
+    rows_RD = _experts(rows_RD, params, routes.sizes_L, platform)
+    if axis is not None:
+        rows_RD = take_rows(rows_RD, routes.processed_R, routes.received_R)
+        rows_RD = exchange(rows_RD, routes.traffic.reversed(), axis, padded, routes.token_R.size)
+    rows_AD = take_rows(rows_RD, routes.slot_A, routes.assignment_R)
+
+    rows_NKD = rows_AD.reshape(*choice.expert_NK.shape, width)
+    weight_NK = choice.weight_NK.astype(x_BSD.dtype)
+    out_ND = jnp.einsum("NKD,NK->ND", rows_NKD, weight_NK, preferred_element_type=jnp.float32)
+    out_BSD = _sum_equals(out_ND.astype(x_BSD.dtype), split_axes("mlp")).reshape(batch, length, width)
+    return out_BSD, RouterStats(choice.penalty, _load(routes.sizes_L, axis, moe.num_experts))
+
+
+def _experts(rows_RD, params: dict, sizes_L, platform: str) -> jax.Array:
+    """SwiGLU of every row by its expert; under tensor parallelism a partial sum."""
+    gate_LDF, up_LDF = (_gather(params[name].astype(rows_RD.dtype), 1, "expert_embed") for name in ("gate", "up"))
+    down_LFD = _gather(params["down"].astype(rows_RD.dtype), 2, "expert_embed")
+    gate_RF = checkpoint_name(grouped_product(rows_RD, gate_LDF, sizes_L, platform), "mlp_gate")
+    up_RF = checkpoint_name(grouped_product(rows_RD, up_LDF, sizes_L, platform), "mlp_up")
+    return grouped_product(jax.nn.silu(gate_RF) * up_RF, down_LFD, sizes_L, platform)
+
+
+def _route(x_BSD, valid_BS, router_DE, bias_E, moe: MoeConfig) -> Choice:
+    """Experts and weights of every token, in float32."""
+    logits_BSE = jnp.einsum("BSD,DE->BSE", x_BSD.astype(jnp.float32), router_DE, precision=jax.lax.Precision.HIGHEST)
+    scores_BSE = jax.nn.softmax(logits_BSE) if moe.scores == "softmax" else jax.nn.sigmoid(logits_BSE)
+    # The bias moves the choice, not the weights (Wang et al. 2024, "Auxiliary-Loss-Free Load Balancing").
+    preference_BSE = jax.lax.stop_gradient(scores_BSE if bias_E is None else scores_BSE + bias_E)
+    _, expert_BSK = jax.lax.top_k(preference_BSE, moe.experts_per_token)
+    chosen_BSKE = expert_BSK[..., None] == jnp.arange(moe.num_experts)
+    # A masked sum, not a gather, whose gradient would be a scatter.
+    weight_BSK = jnp.sum(jnp.where(chosen_BSKE, scores_BSE[:, :, None], 0.0), axis=-1)
+    if moe.normalize:
+        # Sigmoids can all underflow to zero.
+        weight_BSK = weight_BSK / (jnp.sum(weight_BSK, axis=-1, keepdims=True) + 1e-20)
+    expert_BSK = jnp.where(valid_BS[..., None], expert_BSK, moe.num_experts)
+    penalty = _penalty(logits_BSE, scores_BSE, chosen_BSKE, valid_BS, moe)
+    choices = moe.experts_per_token
+    return Choice(expert_BSK.reshape(-1, choices), moe.scale * weight_BSK.reshape(-1, choices), penalty)
+
+
+def _penalty(logits_BSE, scores_BSE, chosen_BSKE, valid_BS, moe: MoeConfig) -> jax.Array:
+    """Balance loss and router z-loss, weighted and summed over the valid tokens of all devices.
+
+    The balance loss of a sequence of T tokens is sum_e f_e P_e, where f_e = E / (K T) x (tokens of expert e) has no
+    gradient and P_e is the mean score (Fedus et al. 2021, equations 4 to 6; per sequence as in DeepSeek-V3, equations
+    17 to 20, so that neither the mesh nor accumulation changes it). Times T, it adds up like the cross-entropy.
+    The z-loss is that of Zoph et al. 2022, equation 5.
+    """
+    penalty = jnp.float32(0)
+    if moe.balance == "aux_loss" and moe.aux_weight:
+        share_BSE = scores_BSE
+        if moe.scores == "sigmoid":
+            share_BSE = scores_BSE / (jnp.sum(scores_BSE, axis=-1, keepdims=True) + 1e-20)
+        share_BE = jnp.sum(jnp.where(valid_BS[..., None], share_BSE, 0.0), axis=1)
+        count_BE = jnp.sum(chosen_BSKE & valid_BS[..., None, None], axis=(1, 2), dtype=jnp.float32)
+        tokens_B = jnp.sum(valid_BS, axis=1, dtype=jnp.float32)
+        share_BE, count_BE, tokens_B = _sum((share_BE, count_BE, tokens_B), split_axes("sequence"))
+        factor_B = moe.num_experts / (moe.experts_per_token * jnp.maximum(tokens_B, 1.0))
+        penalty += moe.aux_weight * jnp.sum(factor_B[:, None] * count_BE * share_BE)
+    if moe.z_weight:
+        log_partition_BS = jax.nn.logsumexp(logits_BSE, axis=-1)
+        squares = jnp.sum(jnp.where(valid_BS, jnp.square(log_partition_BS), 0.0))
+        penalty += moe.z_weight * _sum(squares, split_axes("sequence"))
+    return _sum(penalty, split_axes("batch"))
+
+
+def _load(sizes_L: jax.Array, axis: str | None, num_experts: int) -> jax.Array:
+    """Rows that every expert was given, on all devices."""
+    load_E = sizes_L
+    if axis is not None:
+        first = jax.lax.axis_index(axis) * sizes_L.size
+        load_E = jax.lax.dynamic_update_slice(jnp.zeros(num_experts, sizes_L.dtype), sizes_L, (first,))
+    return _sum(load_E, split_axes("batch") + split_axes("sequence"))
+
+
+def updated_bias(bias_LE: jax.Array, load_LE: jax.Array, rate: float) -> jax.Array:
+    """The balance bias of all layers after a step: more for an expert below its layer's mean load, less above.
+
+    Wang et al. 2024, algorithm 1. `load_LE` counts the assignments of the whole step.
+    """
+    load_LE = load_LE.astype(jnp.float32)
+    return bias_LE + rate * jnp.sign(jnp.mean(load_LE, axis=-1, keepdims=True) - load_LE)
+
+
+def _gather(w: jax.Array, dimension: int, axis: str) -> jax.Array:
+    """A parameter whole along one dimension. Its gradient is summed straight into the shards, by a reduce-scatter."""
+    axes = split_axes(axis)
+    return jax.lax.all_gather(w, axes, axis=dimension, tiled=True) if axes else w
+
+
+def _sum(tree, axes: tuple[str, ...]):
+    return jax.lax.psum(tree, axes) if axes else tree
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _sum_equals(x: jax.Array, axes: tuple[str, ...]) -> jax.Array:
+    """The sum of the shards' values, for a result that is the same on all of them, and so is its gradient.
+
+    The gradient of a sum is a sum; of equal values that is a product, where autodiff would communicate again.
+    """
+    return _sum(x, axes)
+
+
+_sum_equals.defvjp(
+    lambda x, axes: (_sum(x, axes), None),
+    lambda axes, _, d_out: ((d_out * jax.lax.psum(1, axes) if axes else d_out).astype(d_out.dtype),),
+)
