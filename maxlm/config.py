@@ -76,6 +76,11 @@ class MoeConfig(Section):
             raise ValueError(
                 f"experts_per_token must be at most num_experts, found {self.experts_per_token} and {self.num_experts}"
             )
+        if self.experts_per_token == 1 and self.normalize:
+            raise ValueError(
+                "normalize must be false with experts_per_token 1: a weight divided by itself is 1, and the router "
+                "would not learn"
+            )
         return self
 
 

@@ -9,6 +9,7 @@ X devices of the expert axis, L = E / X experts of one device, R rows of a buffe
 A row number one past the end stands for "nowhere".
 """
 
+import contextlib
 from functools import partial
 from typing import NamedTuple
 
@@ -196,7 +197,8 @@ def _product(x_RD, w_EDF, sizes_E, platform: str, transposed: bool) -> jax.Array
     rows, (_, embed, hidden) = x_RD.shape[0], w_EDF.shape
     widths = (hidden, embed) if transposed else (embed, hidden)
     tiling = _tiling(rows, sizes_E.shape[0], *widths)
-    out = gmm(_pad_rows(x_RD, tiling[0]), w_EDF, sizes_E, x_RD.dtype, tiling, transpose_rhs=transposed)[:rows]
+    with _kernel_precision(x_RD.dtype):
+        out = gmm(_pad_rows(x_RD, tiling[0]), w_EDF, sizes_E, x_RD.dtype, tiling, transpose_rhs=transposed)[:rows]
     # The kernel leaves what lies behind the last group as it finds the memory.
     return jnp.where(jnp.arange(rows)[:, None] < jnp.sum(sizes_E), out, 0)
 
@@ -211,7 +213,13 @@ def _weight_gradient(x_RD, d_out_RF, sizes_E, platform: str) -> jax.Array:
     tiling = _tiling(x_RD.shape[0], sizes_E.shape[0], x_RD.shape[1], d_out_RF.shape[1])
     x_RD, d_out_RF = _pad_rows(x_RD, tiling[0]), _pad_rows(d_out_RF, tiling[0])
     # The kernel masks both factors to the rows of a group, and writes zeros for a group without rows.
-    return tgmm(x_RD.swapaxes(0, 1), d_out_RF, sizes_E, x_RD.dtype, tiling)
+    with _kernel_precision(x_RD.dtype):
+        return tgmm(x_RD.swapaxes(0, 1), d_out_RF, sizes_E, x_RD.dtype, tiling)
+
+
+def _kernel_precision(dtype):
+    """Where products are asked for in float32, Mosaic does not compile those of bfloat16 factors, which are exact."""
+    return jax.default_matmul_precision("default") if dtype == jnp.bfloat16 else contextlib.nullcontext()
 
 
 def _tiling(rows: int, groups: int, contracted: int, width: int) -> tuple[int, int, int]:

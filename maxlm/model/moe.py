@@ -63,12 +63,14 @@ class MoE(nnx.Module):
         self.gate = parameter(gate, wide, ("experts", "expert_embed", "mlp"), std, dtype)
         self.up = parameter(up, wide, ("experts", "expert_embed", "mlp"), std, dtype)
         self.down = parameter(down, narrow, ("experts", "mlp", "expert_embed"), out_std, dtype)
-        self.bias = None
         if moe.balance == "bias":
             self.bias = nnx.Param(jnp.zeros(moe.num_experts, jnp.float32), logical_axes=("experts_router",))
-        self.shared = None
+        else:
+            self.bias = None
         if moe.shared_experts:
             self.shared = MLP(config, moe.shared_experts * moe.mlp_dim, out_std, shared, dtype)
+        else:
+            self.shared = None
 
     def __call__(self, x_BSD: jax.Array, segment_ids_BS: jax.Array) -> tuple[jax.Array, RouterStats]:
         """Outputs [B, S, D] in the type of x, of the routed experts zero for padding (segment 0), and statistics."""
