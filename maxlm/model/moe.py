@@ -5,6 +5,7 @@ axis of the mesh shards the batch; inside, it shards the experts, and rows trave
 as in layers.py and dispatch.py; E is the number of experts here.
 """
 
+import math
 from functools import partial
 from typing import NamedTuple
 
@@ -14,7 +15,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from maxlm.config import ModelConfig, MoeConfig
-from maxlm.model.dispatch import exchange, grouped_product, plan_routes, take_rows
+from maxlm.model.dispatch import Routes, exchange, grouped_product, plan_routes, take_rows
 from maxlm.model.layers import MLP, parameter
 from maxlm.parallel.sharding import manual, split_axes
 
@@ -36,7 +37,8 @@ class MoE(nnx.Module):
     """The router, E routed experts and, where asked for, the shared ones as one MLP.
 
     `platform` is that of the devices and chooses the kernels; `exchange` is "padded" (runs everywhere), "ragged" (TPU
-    and GPU) or "auto".
+    and GPU) or "auto". With `pieces` a device sends its tokens in that many parts, one after the other: the exchange's
+    buffers, which are as large as the worst case of all rows on one device, shrink by that factor.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class MoE(nnx.Module):
         *,
         platform: str = "cpu",
         exchange: str = "auto",
+        pieces: int = 1,
     ):
         router, gate, up, down, shared = jax.random.split(key, 5)
         moe, std = config.moe, config.init_std
@@ -55,7 +58,7 @@ class MoE(nnx.Module):
             (moe.num_experts, config.embed_dim, moe.mlp_dim),
             (moe.num_experts, moe.mlp_dim, config.embed_dim),
         )
-        self.moe, self.platform = moe, platform
+        self.moe, self.platform, self.pieces = moe, platform, pieces
         self.padded = exchange == "padded" or (exchange == "auto" and platform == "cpu")
         # Scores decide who computes what: float32, whatever the parameters' type (Switch Transformer, section 2.4).
         shape = (config.embed_dim, moe.num_experts)
@@ -78,7 +81,7 @@ class MoE(nnx.Module):
         if self.bias is not None:
             variables["bias"] = self.bias
         run = manual(
-            partial(_routed, moe=self.moe, platform=self.platform, padded=self.padded),
+            partial(_routed, moe=self.moe, platform=self.platform, padded=self.padded, pieces=self.pieces),
             (
                 ("batch", "sequence", None),
                 ("batch", "sequence"),
@@ -92,39 +95,48 @@ class MoE(nnx.Module):
         return out_BSD, stats
 
 
-def _routed(x_BSD, segment_ids_BS, params: dict, *, moe: MoeConfig, platform: str, padded: bool):
+def _routed(x_BSD, segment_ids_BS, params: dict, *, moe: MoeConfig, platform: str, padded: bool, pieces: int):
     """One device's part: its tokens [b, s, D] through the experts, wherever these are."""
-    batch, length, width = x_BSD.shape
     bias_E = jax.lax.stop_gradient(params["bias"]) if "bias" in params else None
     choice = _route(x_BSD, segment_ids_BS > 0, _gather(params["router"], 0, "embed"), bias_E, moe)
     axis = next(iter(split_axes("experts")), None)
-    routes = plan_routes(choice.expert_NK, moe.num_experts, axis, padded)
+    # Cast first: half the bytes to gather.
+    weights = [_gather(params[name].astype(x_BSD.dtype), 1, "expert_embed") for name in ("gate", "up")]
+    weights.append(_gather(params["down"].astype(x_BSD.dtype), 2, "expert_embed"))
 
-    x_ND, slot_NK = x_BSD.reshape(-1, width), routes.slot_A.reshape(choice.expert_NK.shape)
-    rows_RD = take_rows(x_ND, routes.token_R, slot_NK)
+    def piece(_, tokens):
+        x_ND, expert_NK, weight_NK = tokens
+        routes = plan_routes(expert_NK, moe.num_experts, axis, padded)
+        return None, (_dispatched(x_ND, weight_NK, routes, weights, axis, platform, padded), routes.sizes_L)
+
+    tokens = (x_BSD.reshape(-1, x_BSD.shape[-1]), choice.expert_NK, choice.weight_NK)
+    pieces = math.gcd(pieces, tokens[0].shape[0])
+    if pieces == 1:
+        _, (out, sizes_L) = piece(None, tokens)
+    else:
+        # The scan keeps the inputs of a piece alone, and its buffers live for one piece.
+        parts = jax.tree.map(lambda array: array.reshape(pieces, -1, array.shape[-1]), tokens)
+        _, (out, sizes_PL) = jax.lax.scan(jax.checkpoint(piece, prevent_cse=False), None, parts)
+        sizes_L = jnp.sum(sizes_PL, axis=0)
+    out_BSD = _sum_equals(out.reshape(x_BSD.shape), split_axes("mlp"))
+    return out_BSD, RouterStats(choice.penalty, _load(sizes_L, axis, moe.num_experts))
+
+
+def _dispatched(x_ND, weight_NK, routes: Routes, weights, axis: str | None, platform: str, padded: bool) -> jax.Array:
+    """Every token's experts, mixed by its weights: [N, D]; under tensor parallelism a partial sum."""
+    rows_RD = take_rows(x_ND, routes.token_R, routes.slot_A.reshape(weight_NK.shape))
     if axis is not None:
         rows_RD = exchange(rows_RD, routes.traffic, axis, padded, routes.received_R.size)
         rows_RD = take_rows(rows_RD, routes.received_R, routes.processed_R)
-    rows_RD = _experts(rows_RD, params, routes.sizes_L, platform)
+    gate_LDF, up_LDF, down_LFD = weights
+    gate_RF = checkpoint_name(grouped_product(rows_RD, gate_LDF, routes.sizes_L, platform), "mlp_gate")
+    up_RF = checkpoint_name(grouped_product(rows_RD, up_LDF, routes.sizes_L, platform), "mlp_up")
+    rows_RD = grouped_product(jax.nn.silu(gate_RF) * up_RF, down_LFD, routes.sizes_L, platform)
     if axis is not None:
         rows_RD = take_rows(rows_RD, routes.processed_R, routes.received_R)
         rows_RD = exchange(rows_RD, routes.traffic.reversed(), axis, padded, routes.token_R.size)
-    rows_AD = take_rows(rows_RD, routes.slot_A, routes.assignment_R)
-
-    rows_NKD = rows_AD.reshape(*choice.expert_NK.shape, width)
-    weight_NK = choice.weight_NK.astype(x_BSD.dtype)
-    out_ND = jnp.einsum("NKD,NK->ND", rows_NKD, weight_NK, preferred_element_type=jnp.float32)
-    out_BSD = _sum_equals(out_ND.astype(x_BSD.dtype), split_axes("mlp")).reshape(batch, length, width)
-    return out_BSD, RouterStats(choice.penalty, _load(routes.sizes_L, axis, moe.num_experts))
-
-
-def _experts(rows_RD, params: dict, sizes_L, platform: str) -> jax.Array:
-    """SwiGLU of every row by its expert; under tensor parallelism a partial sum."""
-    gate_LDF, up_LDF = (_gather(params[name].astype(rows_RD.dtype), 1, "expert_embed") for name in ("gate", "up"))
-    down_LFD = _gather(params["down"].astype(rows_RD.dtype), 2, "expert_embed")
-    gate_RF = checkpoint_name(grouped_product(rows_RD, gate_LDF, sizes_L, platform), "mlp_gate")
-    up_RF = checkpoint_name(grouped_product(rows_RD, up_LDF, sizes_L, platform), "mlp_up")
-    return grouped_product(jax.nn.silu(gate_RF) * up_RF, down_LFD, sizes_L, platform)
+    rows_NKD = take_rows(rows_RD, routes.slot_A, routes.assignment_R).reshape(*weight_NK.shape, -1)
+    return jnp.sum(rows_NKD.astype(jnp.float32) * weight_NK[..., None], axis=1).astype(x_ND.dtype)
 
 
 def _route(x_BSD, valid_BS, router_DE, bias_E, moe: MoeConfig) -> Choice:

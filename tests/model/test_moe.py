@@ -188,6 +188,12 @@ def test_the_ragged_exchange_equals_the_padded_one(variant: str, experts: int, m
     assert_close(found, on_one_device(variant), 1e-5)
 
 
+def test_pieces_change_nothing() -> None:
+    graphdef = nnx.split(nnx.eval_shape(lambda: module(make("softmax")[0], pieces=4)))[0]
+    found = run(graphdef, make("softmax")[2], mesh_of(expert=2, fsdp=2))
+    assert_close(found, on_one_device("softmax"), 1e-5)
+
+
 def test_inside_a_pipeline_stage() -> None:
     graphdef, stages = make("softmax")[1], [make("softmax", seed)[2] for seed in (1, 2)]
     per_stage = [X, X[::-1]], [SEGMENTS, SEGMENTS[::-1]], [DIRECTIONS, DIRECTIONS[::-1]]
