@@ -109,24 +109,27 @@ def _relocate(position_R, here_Q, there_Q, sizes_Q, nowhere: int) -> jax.Array:
     return jnp.where(jnp.any(inside_RQ, axis=1), moved_R, nowhere)
 
 
-@jax.custom_vjp
-def take_rows(x_MD: jax.Array, index_R: jax.Array, users_M: jax.Array) -> jax.Array:
-    """Rows x[index] [R, D], zero where the index is M.
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def take_rows(x_MD: jax.Array, index_R: jax.Array, users_M: jax.Array, fill: bool) -> jax.Array:
+    """Rows x[index] [R, D]. Where the index is M they are zero with `fill`, else any row, and so is the gradient.
 
     `users` [M] or [M, J] says which rows of the result are copies of each row of x, R for none. With it the gradient
-    is a gather too: the scatter-add that autodiff would make of it runs row after row on TPU.
+    is a gather too: the scatter-add that autodiff would make of it runs row after row on TPU. Zeros cost a pass over
+    the result there, so what nobody reads is left as it comes.
     """
-    return jnp.take(x_MD, index_R, axis=0, mode="fill", fill_value=0)
+    if fill:
+        return jnp.take(x_MD, index_R, axis=0, mode="fill", fill_value=0)
+    return jnp.take(x_MD, index_R, axis=0, mode="clip")
 
 
-def _take_rows_backward(users_M, d_out_RD):
-    d_MD = jnp.take(d_out_RD, users_M, axis=0, mode="fill", fill_value=0)
+def _take_rows_backward(fill: bool, users_M, d_out_RD):
+    d_MD = take_rows(d_out_RD, users_M, users_M, fill)
     if users_M.ndim == 2:
         d_MD = jnp.sum(d_MD, axis=1, dtype=jnp.float32).astype(d_out_RD.dtype)
     return d_MD, None, None
 
 
-take_rows.defvjp(lambda x, index, users: (take_rows(x, index, users), users), _take_rows_backward)
+take_rows.defvjp(lambda x, index, users, fill: (take_rows(x, index, users, fill), users), _take_rows_backward)
 
 
 def exchange(rows_RD: jax.Array, traffic: Traffic, axis: str, padded: bool, receive_rows: int) -> jax.Array:
@@ -173,7 +176,7 @@ _ragged_exchange.defvjp(
 def grouped_product(x_RD: jax.Array, w_EDF: jax.Array, sizes_E: jax.Array, platform: str) -> jax.Array:
     """The first sizes[0] rows times w[0], the next sizes[1] rows times w[1], ...: [R, F] in the type of x.
 
-    Rows after the groups are zero, and have no part in the gradients whatever they hold.
+    Rows after the groups may hold anything, NaN too, before and after: no other row and no gradient depends on them.
     """
     return _product(x_RD, w_EDF, sizes_E, platform, transposed=False)
 
@@ -198,9 +201,8 @@ def _product(x_RD, w_EDF, sizes_E, platform: str, transposed: bool) -> jax.Array
     widths = (hidden, embed) if transposed else (embed, hidden)
     tiling = _tiling(rows, sizes_E.shape[0], *widths)
     with _kernel_precision(x_RD.dtype):
-        out = gmm(_pad_rows(x_RD, tiling[0]), w_EDF, sizes_E, x_RD.dtype, tiling, transpose_rhs=transposed)[:rows]
-    # The kernel leaves what lies behind the last group as it finds the memory.
-    return jnp.where(jnp.arange(rows)[:, None] < jnp.sum(sizes_E), out, 0)
+        # What lies behind the last group stays as the kernel finds the memory.
+        return gmm(_pad_rows(x_RD, tiling[0]), w_EDF, sizes_E, x_RD.dtype, tiling, transpose_rhs=transposed)[:rows]
 
 
 def _weight_gradient(x_RD, d_out_RF, sizes_E, platform: str) -> jax.Array:

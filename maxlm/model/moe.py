@@ -124,19 +124,20 @@ def _routed(x_BSD, segment_ids_BS, params: dict, *, moe: MoeConfig, platform: st
 
 def _dispatched(x_ND, weight_NK, routes: Routes, weights, axis: str | None, platform: str, padded: bool) -> jax.Array:
     """Every token's experts, mixed by its weights: [N, D]; under tensor parallelism a partial sum."""
-    rows_RD = take_rows(x_ND, routes.token_R, routes.slot_A.reshape(weight_NK.shape))
+    rows_RD = take_rows(x_ND, routes.token_R, routes.slot_A.reshape(weight_NK.shape), fill=True)
     if axis is not None:
         rows_RD = exchange(rows_RD, routes.traffic, axis, padded, routes.received_R.size)
-        rows_RD = take_rows(rows_RD, routes.received_R, routes.processed_R)
+        rows_RD = take_rows(rows_RD, routes.received_R, routes.processed_R, fill=False)
     gate_LDF, up_LDF, down_LFD = weights
     gate_RF = checkpoint_name(grouped_product(rows_RD, gate_LDF, routes.sizes_L, platform), "mlp_gate")
     up_RF = checkpoint_name(grouped_product(rows_RD, up_LDF, routes.sizes_L, platform), "mlp_up")
     rows_RD = grouped_product(jax.nn.silu(gate_RF) * up_RF, down_LFD, routes.sizes_L, platform)
     if axis is not None:
-        rows_RD = take_rows(rows_RD, routes.processed_R, routes.received_R)
+        rows_RD = take_rows(rows_RD, routes.processed_R, routes.received_R, fill=False)
         rows_RD = exchange(rows_RD, routes.traffic.reversed(), axis, padded, routes.token_R.size)
-    rows_NKD = take_rows(rows_RD, routes.slot_A, routes.assignment_R).reshape(*weight_NK.shape, -1)
-    return jnp.sum(rows_NKD.astype(jnp.float32) * weight_NK[..., None], axis=1).astype(x_ND.dtype)
+    rows_AD = take_rows(rows_RD, routes.slot_A, routes.assignment_R, fill=True)
+    rows_NKD = rows_AD.reshape(*weight_NK.shape, -1).astype(jnp.float32)
+    return jnp.sum(rows_NKD * weight_NK[..., None], axis=1).astype(x_ND.dtype)
 
 
 def _route(x_BSD, valid_BS, router_DE, bias_E, moe: MoeConfig) -> Choice:
