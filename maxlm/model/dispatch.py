@@ -199,7 +199,7 @@ def _product(x_RD, w_EDF, sizes_E, platform: str, transposed: bool) -> jax.Array
         return jax.lax.ragged_dot(x_RD, w_EDF.swapaxes(1, 2) if transposed else w_EDF, sizes_E)
     rows, (_, embed, hidden) = x_RD.shape[0], w_EDF.shape
     widths = (hidden, embed) if transposed else (embed, hidden)
-    tiling = _tiling(rows, sizes_E.shape[0], *widths)
+    tiling = _tiling(rows, sizes_E.shape[0], *widths, x_RD.dtype)
     with _kernel_precision(x_RD.dtype):
         # What lies behind the last group stays as the kernel finds the memory.
         return gmm(_pad_rows(x_RD, tiling[0]), w_EDF, sizes_E, x_RD.dtype, tiling, transpose_rhs=transposed)[:rows]
@@ -212,7 +212,7 @@ def _weight_gradient(x_RD, d_out_RF, sizes_E, platform: str) -> jax.Array:
             dot_dimension_numbers=(((0,), (0,)), ((), ())), lhs_ragged_dimensions=[0], rhs_group_dimensions=[]
         )
         return jax.lax.ragged_dot_general(x_RD, d_out_RF, sizes_E, dimensions)
-    tiling = _tiling(x_RD.shape[0], sizes_E.shape[0], x_RD.shape[1], d_out_RF.shape[1])
+    tiling = _tiling(x_RD.shape[0], sizes_E.shape[0], x_RD.shape[1], d_out_RF.shape[1], x_RD.dtype)
     x_RD, d_out_RF = _pad_rows(x_RD, tiling[0]), _pad_rows(d_out_RF, tiling[0])
     # The kernel masks both factors to the rows of a group, and writes zeros for a group without rows.
     with _kernel_precision(x_RD.dtype):
@@ -224,22 +224,23 @@ def _kernel_precision(dtype):
     return jax.default_matmul_precision("default") if dtype == jnp.bfloat16 else contextlib.nullcontext()
 
 
-def _tiling(rows: int, groups: int, contracted: int, width: int) -> tuple[int, int, int]:
+def _tiling(rows: int, groups: int, contracted: int, width: int, dtype) -> tuple[int, int, int]:
     """Tiles of (rows, contracted, width) for the TPU's matrix unit, 128 or 256 wide.
 
-    A tile of T rows does 2 T FLOPs per weight that it reads, of 2 bytes: 512 rows outpace the memory of every TPU
+    A tile of T rows does T FLOPs per byte of bfloat16 weights that it reads: 512 rows outpace the memory of every TPU
     but v6e, whose ratio is 560. But a tile that two groups share is computed twice, so it should not be taller than a
-    full buffer's group. A 512 x 1024 x 1024 tile, double buffered, takes 10 of the 16 MiB of scratch memory.
+    full buffer's group. A 512 x 1024 x 1024 tile of bfloat16, double buffered, takes 10 of v5p's 16 MiB of scratch
+    memory; one of float32 does not compile there.
     """
     tall = next((tile for tile in (512, 256) if tile <= rows // groups), 128)
-    return tall, _tile(contracted), _tile(width)
+    widest = 2048 // jnp.dtype(dtype).itemsize
+    return tall, _tile(contracted, widest), _tile(width, widest)
 
 
-def _tile(size: int) -> int:
-    """The largest tile up to 1024 that divides the size; what does not divide costs a masked remainder."""
-    return next(
-        (tile for tile in (1024, 768, 512, 384, 256, 128) if size % tile == 0), min(1024, -(-size // 128) * 128)
-    )
+def _tile(size: int, widest: int) -> int:
+    """The widest tile that divides the size; where none does, the last tile has a masked remainder."""
+    tiles = (tile for tile in (1024, 768, 512, 384, 256, 128) if tile <= widest)
+    return next((tile for tile in tiles if size % tile == 0), min(widest, -(-size // 128) * 128))
 
 
 def _pad_rows(x_RD: jax.Array, tile: int) -> jax.Array:
