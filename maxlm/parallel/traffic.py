@@ -1,0 +1,233 @@
+"""What a compiled program moves between devices, by mesh axis: no surprises from the compiler.
+
+    for transfer in transfers(compiled.as_text(), mesh):
+        print(transfer.axes, transfer.opcode, transfer.bytes, transfer.where)
+
+Bytes are those that one device sends in one call of the program, by the usual ring algorithms. With n devices in a
+group, b bytes of operands on each device (as computed, after any padding that the compiler adds) and r of results:
+
+    all-gather                    (n - 1) b, which is (n - 1) / n r
+    all-reduce                    (n - 1) / n (b + r), which is 2 (n - 1) / n b where it does not convert its result
+    reduce-scatter                (n - 1) / n b
+    all-to-all                    (n - 1) / n b
+    ragged-all-to-all             (n - 1) / n b, as though the buffer that is sent were full: the sizes are data
+    collective-permute            b, by the devices that send
+    collective-broadcast          b
+
+Where devices differ (a permute in which some do not send, groups of several sizes) it is the busiest device. A device
+that sends to itself sends nothing. A conditional counts its most expensive branch. Loops are multiplied by their trip
+counts; where a count does not follow from constants, `Transfer.count` is NaN and `totals` refuses to add. Copies to
+the host and what a custom kernel (Pallas) sends by itself do not appear.
+
+Devices in the text are numbered by partition, which under `jax.jit` is the position in `mesh.devices.flat`, whatever
+the ids of the devices.
+"""
+
+import math
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+from jax.sharding import Mesh
+
+from maxlm.parallel import hlo
+from maxlm.parallel.hlo import Computation, Instruction, Program
+from maxlm.parallel.trips import Frame, Trips
+
+# Bytes sent per byte of operands, by the size of the group.
+SENT = {
+    "all-gather": lambda n: n - 1,
+    "reduce-scatter": lambda n: (n - 1) / n,
+    "all-reduce": lambda n: (n - 1) / n,  # and of its result again
+    "all-to-all": lambda n: (n - 1) / n,
+    "ragged-all-to-all": lambda n: (n - 1) / n,
+    "collective-permute": lambda n: 1,
+    "collective-broadcast": lambda n: 1,
+}
+# Their numbers are always those of devices; without this flag the others group replicas, of which jit makes one.
+_BY_PARTITION = {"all-to-all", "ragged-all-to-all", "collective-broadcast"}
+_CALLS = ("calls", "to_apply", "called_computations")
+
+
+@dataclass(frozen=True)
+class Loop:
+    """A loop that a transfer sits in."""
+
+    name: str
+    trips: float  # NaN where it does not follow from constants
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """One collective operation of a program."""
+
+    axes: tuple[str, ...]  # the mesh axes in which the devices of a group differ, in the mesh's order
+    opcode: str  # without -start; an all-reduce fused with the slice of its result is a reduce-scatter
+    size: float  # bytes that one device sends each time
+    count: float  # times per call of the program; NaN where a loop around it has no known trip count
+    shape: str  # the result of an all-gather, the operands of others
+    where: str  # op_name, the place in the traced Python
+    loops: tuple[Loop, ...]  # outermost first
+
+    @property
+    def bytes(self) -> float:
+        """Bytes that one device sends in one call of the program."""
+        return self.size * self.count
+
+    @property
+    def axis(self) -> str:
+        """The axes as one name: fsdp, or data+fsdp where a group spans both."""
+        return "+".join(self.axes)
+
+
+def transfers(text: str, mesh: Mesh) -> list[Transfer]:
+    """Everything that the program with this optimised HLO text moves over the mesh, in the order of the text.
+
+    Raises ValueError where the text cannot be read, or is of a program for another number of devices.
+    """
+    program = hlo.parse(text)
+    if program.replica_count != 1 or program.num_partitions not in (1, mesh.size):
+        raise ValueError(
+            f"the program is for {program.replica_count} x {program.num_partitions} devices, the mesh has {mesh.size}"
+        )
+    return list(_Reader(program, mesh).read(Frame(program.entry), ""))
+
+
+def totals(moved: Iterable[Transfer]) -> dict[str, float]:
+    """Bytes that one device sends per call, by axis name, the largest first; raises ValueError for unknown counts."""
+    sums: dict[str, float] = {}
+    for transfer in moved:
+        if math.isnan(transfer.count):
+            names = ", ".join(loop.name for loop in transfer.loops if math.isnan(loop.trips))
+            raise ValueError(f"{transfer.opcode} of {transfer.shape}: no trip count is known of its loops {names}")
+        sums[transfer.axis] = sums.get(transfer.axis, 0.0) + transfer.bytes
+    return dict(sorted(sums.items(), key=lambda item: -item[1]))
+
+
+@dataclass(frozen=True)
+class Row:
+    """Transfers of one axis and opcode, together."""
+
+    axis: str
+    opcode: str
+    bytes: float
+    count: float
+    largest: Transfer
+
+
+def table(moved: Iterable[Transfer]) -> list[Row]:
+    """Transfers added up by axis and opcode, the most bytes first; NaN, for unknown counts, before all."""
+    groups: dict[tuple[str, str], list[Transfer]] = {}
+    for transfer in moved:
+        groups.setdefault((transfer.axis, transfer.opcode), []).append(transfer)
+    rows = [
+        Row(axis, opcode, sum(t.bytes for t in group), sum(t.count for t in group), max(group, key=_weight))
+        for (axis, opcode), group in groups.items()
+    ]
+    return sorted(rows, key=_weight, reverse=True)
+
+
+def _weight(item: Transfer | Row) -> float:
+    return math.inf if math.isnan(item.bytes) else item.bytes
+
+
+class _Reader:
+    def __init__(self, program: Program, mesh: Mesh):
+        self.program, self.mesh = program, mesh
+        self.trips = Trips(program)
+        self.positions = np.stack(np.unravel_index(np.arange(mesh.size), mesh.devices.shape), axis=1)
+
+    def read(self, frame: Frame, where: str) -> Iterator[Transfer]:
+        """Transfers of one run of a computation, with those of all that it calls."""
+        for instruction in frame.computation.instructions.values():
+            opcode, here = instruction.opcode, instruction.op_name or where
+            base = opcode.removesuffix("-start")
+            if base in SENT:
+                transfer = self._transfer(instruction, base, frame.computation, here)
+                if transfer is not None:
+                    yield transfer
+            elif opcode == "while":
+                yield from self._loop(frame, instruction, here)
+            elif opcode == "conditional":
+                yield from self._dearest_branch(frame, instruction, here)
+            elif not opcode.endswith(("-done", "-update")):  # those name again what their -start has called
+                for name in (name for attribute in _CALLS for name in instruction.called(attribute)):
+                    yield from self.read(self.trips.enter(frame, instruction, name), here)
+
+    def _loop(self, frame: Frame, instruction: Instruction, where: str) -> Iterator[Transfer]:
+        count = self.trips.count(frame, instruction)
+        trips = math.nan if count is None else float(count)
+        loop = (Loop(instruction.name, trips),)
+        # The condition is asked once more than the body runs.
+        for part, times in (("body", trips), ("condition", trips + 1)):
+            for inner in self.read(self.trips.enter_loop(frame, instruction, part), where):
+                yield replace(inner, count=inner.count * times, loops=loop + inner.loops)
+
+    def _dearest_branch(self, frame: Frame, instruction: Instruction, where: str) -> list[Transfer]:
+        names = [
+            name
+            for attribute in ("branch_computations", "true_computation", "false_computation")
+            for name in instruction.called(attribute)
+        ]
+        branches = []
+        for number, name in enumerate(names, 1):
+            inner = Frame(self.program.computations[name], frame, (instruction.operands[number],))
+            branches.append(list(self.read(inner, where)))
+        return max(branches, key=lambda moved: sum(map(_weight, moved)), default=[])
+
+    def _transfer(self, instruction: Instruction, opcode: str, inside: Computation, where: str) -> Transfer | None:
+        groups = self._groups(instruction, opcode)
+        axes = self._axes(groups)
+        if not axes:
+            return None
+        operands = instruction.operands[:1] if opcode == "ragged-all-to-all" else instruction.operands
+        if "slice_sizes=" in instruction.attributes:
+            raise ValueError(f"cannot count the bytes of %{instruction.name}, which sends slices of its operands")
+        shapes = [inside.instructions[name].shape for name in operands]
+        if opcode == "all-reduce" and _only_slices_are_used(instruction, inside):
+            opcode = "reduce-scatter"
+        buffers = [*shapes, instruction.shape] if opcode == "all-reduce" else shapes
+        size = SENT[opcode](max(map(len, groups))) * sum(map(hlo.num_bytes, buffers))
+        if opcode == "all-gather":
+            parts = hlo.elements(instruction.shape)
+            shapes = hlo.elements(parts[1]) if instruction.opcode.endswith("-start") else parts
+        return Transfer(axes, opcode, size, 1.0, " + ".join(map(hlo.plain, shapes)), where, ())
+
+    def _groups(self, instruction: Instruction, opcode: str) -> list[tuple[int, ...]]:
+        """Groups of positions in the mesh that exchange something; pairs for a permute."""
+        attributes = instruction.attributes
+        by_partition = "channel_id=" in attributes
+        if opcode == "collective-permute":
+            pairs = hlo.source_target_pairs(attributes.split("source_target_pairs=", 1)[1])
+            return [pair for pair in pairs if by_partition and pair[0] != pair[1]]
+        if not by_partition:
+            return []  # among replicas, of which there is one
+        found = re.search(r"\breplica_groups=", attributes)
+        groups = hlo.replica_groups(attributes[found.end() :]) if found else []
+        if not groups or (opcode not in _BY_PARTITION and "use_global_device_ids=true" not in attributes):
+            return [tuple(range(self.mesh.size))]
+        return [group for group in groups if len(group) > 1]
+
+    def _axes(self, groups: list[tuple[int, ...]]) -> tuple[str, ...]:
+        """Mesh axes in which the members of any group differ."""
+        differ = np.zeros(self.positions.shape[1], bool)
+        for group in groups:
+            members = self.positions[list(group)]
+            differ |= (members != members[0]).any(axis=0)
+        return tuple(name for name, here in zip(self.mesh.axis_names, differ, strict=True) if here)
+
+
+def _only_slices_are_used(reduction: Instruction, inside: Computation) -> bool:
+    """Whether each device keeps a part of the sum alone: so TPU programs write the reduce-scatter that they run."""
+    names, sliced = {reduction.name}, False
+    for user in inside.instructions.values():
+        if not names.intersection(user.operands):
+            continue
+        if user.opcode in ("get-tuple-element", "bitcast", "copy", "reshape"):
+            names.add(user.name)
+        elif user.opcode == "dynamic-slice":
+            sliced = True
+        else:
+            return False
+    return sliced and not names & {inside.root.name}
