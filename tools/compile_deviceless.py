@@ -1,28 +1,30 @@
 """Compile the train step of a configuration for TPUs that are not there, and say what it needs.
 
     pip install 'maxlm[plan]'
-    python tools/compile_deviceless.py configs/runs/llama3-8b-fineweb.yaml --topology v5p:4x4x4
+    python tools/compile_deviceless.py configs/runs/llama3-8b-fineweb.yaml --topology v5p:4x4x4 --traffic
 
 It runs on a machine with a CPU alone; the data need not exist. GiB per chip: the compiler's own peak, and argument +
-output + temporary - alias, which counts fragmentation and so lies higher.
+output + temporary - alias, which counts fragmentation and so lies higher. With `--traffic`, what each mesh axis moves:
+GiB that one chip sends in a step (maxlm/parallel/traffic.py says how they are counted). The last line is JSON.
 """
 
 import argparse
 import json
+import math
 import os
 import time
 
-os.environ |= {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost"}
+os.environ["JAX_PLATFORMS"] = "cpu"
 
-import jax  # noqa: E402
-import numpy as np  # noqa: E402
-from jax.experimental import topologies  # noqa: E402
+from rich.console import Console  # noqa: E402
+from rich.table import Table  # noqa: E402
 
 from maxlm.config import load  # noqa: E402
 from maxlm.model.counts import parameter_count  # noqa: E402
-from maxlm.parallel.mesh import build_mesh, check_batch  # noqa: E402
-from maxlm.train.state import abstract_batch, abstract_state, blueprint, replicated_scalar  # noqa: E402
-from maxlm.train.step import compile_step  # noqa: E402
+from maxlm.parallel.traffic import Transfer, table, transfers  # noqa: E402
+from maxlm.plan.compile import compile_for  # noqa: E402
+
+GIB = 2**30
 
 
 def main() -> None:
@@ -30,31 +32,54 @@ def main() -> None:
     parser.add_argument("config", help="YAML file of a run")
     parser.add_argument("overrides", nargs="*", help="key=value")
     parser.add_argument("--topology", default="v5p:4x4x4", help="libtpu's name of the slice (default v5p:4x4x4)")
+    parser.add_argument("--traffic", action="store_true", help="print what each mesh axis moves")
+    parser.add_argument("--largest", type=int, default=20, help="with --traffic: single transfers listed (default 20)")
     options = parser.parse_args()
 
     config = load(options.config, options.overrides)
-    devices = topologies.get_topology_desc(platform="tpu", topology_name=options.topology).devices
-    mesh = build_mesh(config.mesh, devices)
-    check_batch(config, mesh)
-    plan = blueprint(config, mesh, len(config.data.sources))
     began = time.perf_counter()
-    with jax.set_mesh(mesh):
-        traced = compile_step(plan).trace(
-            abstract_state(plan), abstract_batch(plan), replicated_scalar(plan, np.float32)
-        )
-        compiled = traced.lower(lowering_platforms=("tpu",)).compile()
-    memory = compiled.memory_analysis()
-    gib = {
-        "argument": memory.argument_size_in_bytes,
-        "output": memory.output_size_in_bytes,
-        "temporary": memory.temp_size_in_bytes,
-        "alias": memory.alias_size_in_bytes,
-        "peak": memory.peak_memory_in_bytes,
-    }
-    gib["sum"] = gib["argument"] + gib["output"] + gib["temporary"] - gib["alias"]
-    result = {"config": options.config, "topology": options.topology, "chips": len(devices), "mesh": dict(mesh.shape)}
-    result |= {"parameters": parameter_count(config.model), "seconds": round(time.perf_counter() - began, 1)}
-    print(json.dumps(result | {"gib_per_chip": {name: round(size / 2**30, 2) for name, size in gib.items()}}))
+    step = compile_for(config, options.topology)
+    seconds = round(time.perf_counter() - began, 1)
+    result = {"config": options.config, "topology": options.topology, "chips": step.mesh.size}
+    result |= {"mesh": dict(step.mesh.shape), "parameters": parameter_count(config.model), "seconds": seconds}
+    result["gib_per_chip"] = {name: round(size / GIB, 2) for name, size in step.memory().items()}
+    if options.traffic:
+        moved = transfers(step.executable.as_text(), step.mesh)
+        console = Console(width=None if Console().is_terminal else 200)
+        console.print(summary(moved))
+        console.print(largest(moved, options.largest))
+        result["gib_sent_per_chip"] = {f"{row.axis} {row.opcode}": _gib(row.bytes) for row in table(moved)}
+    print(json.dumps(result))
+
+
+def summary(moved: list[Transfer]) -> Table:
+    """By axis and opcode; `?` where a loop's trip count does not follow from constants."""
+    out = Table("axis", "opcode", "GiB per step", "count", "the largest", title="sent by one chip")
+    for row in table(moved):
+        out.add_row(row.axis, row.opcode, _text(row.bytes / GIB, 3), _text(row.count), _brief(row.largest.shape))
+    return out
+
+
+def largest(moved: list[Transfer], number: int) -> Table:
+    out = Table("axis", "opcode", "GiB per step", "count", "loops", "shape", "where", title="the largest transfers")
+    known = sorted(moved, key=lambda transfer: math.inf if math.isnan(transfer.bytes) else transfer.bytes, reverse=True)
+    for transfer in known[:number]:
+        loops = " x ".join(_text(loop.trips) for loop in transfer.loops)
+        amount = _text(transfer.bytes / GIB, 3), _text(transfer.count)
+        out.add_row(transfer.axis, transfer.opcode, *amount, loops, _brief(transfer.shape), transfer.where)
+    return out
+
+
+def _text(number: float, digits: int = 0) -> str:
+    return "?" if math.isnan(number) else f"{number:.{digits}f}"
+
+
+def _gib(size: float) -> float | None:
+    return None if math.isnan(size) else round(size / GIB, 4)
+
+
+def _brief(shape: str) -> str:
+    return shape if len(shape) < 60 else f"{shape[:57]}..."
 
 
 if __name__ == "__main__":

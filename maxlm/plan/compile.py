@@ -1,0 +1,68 @@
+"""Compile the real train step for TPUs that are not there.
+
+libtpu compiles for a named slice ("v5p:4x4x4") on a machine with a CPU alone; neither data nor devices are touched.
+"""
+
+import os
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+from jax.experimental import topologies
+from jax.sharding import Mesh
+
+from maxlm.config import Config
+from maxlm.parallel.mesh import build_mesh, check_batch
+from maxlm.train.state import Blueprint, abstract_batch, abstract_state, blueprint, replicated_scalar
+from maxlm.train.step import compile_step
+
+# Read when libtpu is loaded: it would otherwise ask a metadata server what it runs on, and hold a lock that keeps a
+# second process from compiling.
+LIBTPU = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+
+
+@dataclass(frozen=True)
+class CompiledStep:
+    """A train step compiled for a topology, with what it was made of."""
+
+    plan: Blueprint
+    executable: jax.stages.Compiled
+
+    @property
+    def mesh(self) -> Mesh:
+        return self.plan.mesh
+
+    def memory(self) -> dict[str, int]:
+        """Bytes per chip by the compiler: the parts, their `sum` without aliases (it counts fragmentation), `peak`."""
+        found = self.executable.memory_analysis()
+        parts = {
+            "argument": found.argument_size_in_bytes,
+            "output": found.output_size_in_bytes,
+            "temporary": found.temp_size_in_bytes,
+            "alias": found.alias_size_in_bytes,
+            "peak": found.peak_memory_in_bytes,
+        }
+        return parts | {"sum": parts["argument"] + parts["output"] + parts["temporary"] - parts["alias"]}
+
+
+def topology_devices(topology: str) -> list:
+    """The devices of a TPU slice by libtpu's name of it, for instance "v5p:2x2x2" (8 chips)."""
+    for name, value in LIBTPU.items():
+        os.environ.setdefault(name, value)
+    return list(topologies.get_topology_desc(platform="tpu", topology_name=topology).devices)
+
+
+def deviceless_mesh(config: Config, topology: str) -> Mesh:
+    """The mesh that the configuration asks for, over the devices of a slice."""
+    return build_mesh(config.mesh, topology_devices(topology))
+
+
+def compile_for(config: Config, topology: str) -> CompiledStep:
+    """Compile the configuration's train step for a slice; raises `ConfigError` where its sizes do not divide."""
+    mesh = deviceless_mesh(config, topology)
+    check_batch(config, mesh)
+    plan = blueprint(config, mesh, len(config.data.sources))
+    with jax.set_mesh(mesh):
+        arguments = abstract_state(plan), abstract_batch(plan), replicated_scalar(plan, np.float32)
+        lowered = compile_step(plan).trace(*arguments).lower(lowering_platforms=("tpu",))
+        return CompiledStep(plan, lowered.compile())
