@@ -20,6 +20,7 @@ from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
 
 from maxlm.config import load  # noqa: E402
+from maxlm.errors import ConfigError  # noqa: E402
 from maxlm.model.counts import parameter_count  # noqa: E402
 from maxlm.parallel.traffic import Transfer, table, transfers  # noqa: E402
 from maxlm.plan.compile import compile_for  # noqa: E402
@@ -36,9 +37,12 @@ def main() -> None:
     parser.add_argument("--largest", type=int, default=20, help="with --traffic: single transfers listed (default 20)")
     options = parser.parse_args()
 
-    config = load(options.config, options.overrides)
-    began = time.perf_counter()
-    step = compile_for(config, options.topology)
+    try:
+        config = load(options.config, options.overrides)
+        began = time.perf_counter()
+        step = compile_for(config, options.topology)
+    except ConfigError as error:
+        error.exit()
     seconds = round(time.perf_counter() - began, 1)
     result = {"config": options.config, "topology": options.topology, "chips": step.mesh.size}
     result |= {"mesh": dict(step.mesh.shape), "parameters": parameter_count(config.model), "seconds": seconds}
