@@ -35,11 +35,11 @@ $(INSTALLED): pyproject.toml constraints-py311.txt constraints-py312.txt | pytho
 	@.venv/bin/python $(PIP) install --constraint $(CONSTRAINTS) --editable '.[dev]'
 	@touch $@
 
-# In an environment of its own: .venv is pinned already and lacks what `plan` brings.
+# In an environment of its own: .venv is pinned already.
 constraints: python
 	@rm -rf build/constraints
 	@$(PYTHON) -m venv build/constraints
-	@build/constraints/bin/python $(PIP) install --editable '.[prep,plan,dev]'
+	@build/constraints/bin/python $(PIP) install --editable '.[dev]'
 	@echo '# Written by `make constraints PYTHON=python$(VERSION)`.' >$(CONSTRAINTS)
 	@build/constraints/bin/python -m pip freeze --exclude maxlm >>$(CONSTRAINTS)
 	@rm -rf build/constraints

@@ -139,18 +139,15 @@ class Trips:
             case "get-tuple-element":
                 return frame, instruction.operands[0], (instruction.number("index"), *path)
             case "fusion" | "call":
-                inner = self.enter(
-                    frame, instruction, (instruction.called("calls") + instruction.called("to_apply"))[0]
-                )
+                name, *_ = instruction.called("calls") + instruction.called("to_apply")
+                inner = self.enter(frame, instruction, name)
                 return inner, inner.computation.root.name, path
             case "while" if path and self._unchanged(self.enter_loop(frame, instruction, "body"), path):
                 return frame, instruction.operands[0], path
             case "parameter" if frame.caller is not None:
-                if frame.loop is not None and not self._unchanged(
-                    self.enter_loop(frame.caller, frame.loop, "body"), path
-                ):
-                    return None
-                return frame.caller, frame.arguments[int(instruction.arguments)], path
+                body = self.enter_loop(frame.caller, frame.loop, "body") if frame.loop is not None else None
+                if body is None or self._unchanged(body, path):
+                    return frame.caller, frame.arguments[int(instruction.arguments)], path
         return None
 
     def _unchanged(self, body: Frame, path: tuple[int, ...]) -> bool:
