@@ -3,7 +3,9 @@
 libtpu compiles for a named slice ("v5p:4x4x4") on a machine with a CPU alone; neither data nor devices are touched.
 """
 
+import contextlib
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import jax
@@ -67,18 +69,28 @@ def deviceless_mesh(config: Config, topology: str) -> Mesh:
     return build_mesh(config.mesh, topology_devices(topology))
 
 
-def compile_for(config: Config, topology: str, effort: float = 0.0) -> CompiledStep:
+def compile_for(config: Config, topology: str, quick: bool = False) -> CompiledStep:
     """Compile the configuration's train step for a slice; raises `ConfigError` where its sizes do not divide.
 
-    An `effort` of -1 takes a fifth of the time. The program is partitioned as it would be otherwise, but some
-    conversions stay behind the gathers that they could precede, so it may move float32 where the real one moves
-    bfloat16, and its memory is not the real one's.
+    `quick` takes a third of the time or less, for tests. The program is partitioned as it would be otherwise, but it
+    is not the real one: some conversions stay behind the gathers that they should precede, so it moves float32 where
+    the real one moves bfloat16; some reductions stay in loops that they could leave; and its memory is not the real one's.
     """
     mesh = deviceless_mesh(config, topology)
     check_batch(config, mesh)
     plan = blueprint(config, mesh, len(config.data.sources))
-    with jax.set_mesh(mesh):
+    with jax.set_mesh(mesh), _optimization_level("O0" if quick else jax.config.jax_optimization_level):
         arguments = abstract_state(plan), abstract_batch(plan), replicated_scalar(plan, np.float32)
         lowered = compile_step(plan).trace(*arguments).lower(lowering_platforms=("tpu",))
-        options = {"exec_time_optimization_effort": effort} if effort else None
-        return CompiledStep(plan, lowered.compile(options))
+        return CompiledStep(plan, lowered.compile())
+
+
+@contextlib.contextmanager
+def _optimization_level(level: str) -> Iterator[None]:
+    # As a compiler option, jax 0.10 wants a number here and jax 0.12 a name.
+    before = jax.config.jax_optimization_level
+    jax.config.update("jax_optimization_level", level)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_optimization_level", before)
