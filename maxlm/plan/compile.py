@@ -74,7 +74,7 @@ def compile_for(config: Config, topology: str, quick: bool = False) -> CompiledS
 
     `quick` takes a third of the time or less, for tests. The program is partitioned as it would be otherwise, but it
     is not the real one: some conversions stay behind the gathers that they should precede, so it moves float32 where
-    the real one moves bfloat16; some reductions stay in loops that they could leave; and its memory is not the real one's.
+    the real one moves bfloat16; some reductions stay in loops that they could leave; and its memory is another.
     """
     mesh = deviceless_mesh(config, topology)
     check_batch(config, mesh)
