@@ -1,0 +1,30 @@
+"""The whole configuration of a run: frozen pydantic models, and the one way to load them.
+
+Precedence, lowest first: the files named in `extends` (in order), the file itself, `key=value` overrides.
+Dictionaries merge key by key, lists are replaced whole. Loading reads YAML files and nothing else.
+
+    config = load("configs/runs/quickstart.yaml", ["train.batch_tokens=8192"])
+"""
+
+# ruff: noqa: F401
+from maxlm.config.files import json_schema, load, to_yaml, validate
+from maxlm.config.sections import (
+    SAVEABLE,
+    CheckpointConfig,
+    Config,
+    Count,
+    DataConfig,
+    EvalConfig,
+    FaultsConfig,
+    LoggingConfig,
+    MeshConfig,
+    ModelConfig,
+    MoeConfig,
+    Name,
+    OptimizerConfig,
+    ProcessesConfig,
+    RematConfig,
+    ScheduleConfig,
+    Section,
+    SourceConfig,
+)
