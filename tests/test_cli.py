@@ -53,8 +53,8 @@ def one_line_error(result: tuple[int, str, str], code: int) -> str:
         ("remat.policy=ful", "remat.policy: found 'ful'"),
         ("train.batch_tokens=100", "train.batch_tokens must be a multiple of data.seq_len"),
         ("train.batch_tokens=96", "the nearest that works is 256"),
-        ("mesh={fsdp: 3, data: 1}", "mesh: data 1 x fsdp 3 x tensor 1 does not make 8"),
-        ("mesh={tensor: 8, fsdp: 1}", "model.num_kv_heads: 2 is not divisible by mesh.tensor = 8"),
+        ("mesh={fsdp: 3, data: 1}", "mesh: fsdp 3 does not make 8"),
+        ("mesh={tensor: 8, fsdp: 1}", "model.num_heads: 4 is not divisible by mesh.tensor = 8"),
         ("model.vocab_size=256", "model.vocab_size is 256, the tokenizer of"),
     ],
 )
@@ -120,9 +120,9 @@ def test_a_run_directory_holds_what_is_promised(trained):
     assert wanted | {"tokenizer"} == names
     line = json.loads((trained / "metrics.jsonl").read_text().splitlines()[-1])
     fields = """step tokens loss grad_norm param_norm update_norm learning_rate step_seconds data_wait_seconds
-        tokens_per_second mfu hbm_gib skipped loss_by_source tokens_by_source target_tokens"""
+        tokens_per_second mfu hbm_gib skipped bubble loss_by_source tokens_by_source target_tokens"""
     assert set(fields.split()) == set(line)
-    assert line["step"] == 8 and line["tokens"] == 2048 and line["mfu"] is None
+    assert line["step"] == 8 and line["tokens"] == 2048 and line["mfu"] is None and line["bubble"] == 0
     assert 0 < line["target_tokens"] <= 2048 and set(line["loss_by_source"]) == {"model", "prep"}
 
 

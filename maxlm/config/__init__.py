@@ -22,6 +22,8 @@ from maxlm.config.sections import (
     MoeConfig,
     Name,
     OptimizerConfig,
+    ParallelConfig,
+    PipelineConfig,
     ProcessesConfig,
     RematConfig,
     ScheduleConfig,

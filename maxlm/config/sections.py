@@ -1,5 +1,6 @@
 """The sections of a run's configuration: frozen pydantic models, one sentence of help for every key."""
 
+import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -85,6 +86,7 @@ class ModelConfig(Section):
         description="Sliding attention window in tokens: null for full attention, one number for all layers, or a "
         "list that repeats over the layers (its length divides num_layers).",
     )
+    moe: MoeConfig | None = Field(None, description="Mixture of experts in place of the MLP; null for none.")
     qk_norm: bool = Field(False, description="RMS-normalise queries and keys per head.")
     norm_eps: Real = Field(1e-5, gt=0, description="Added to the mean square inside RMSNorm.")
     init_std: Real = Field(0.02, gt=0, description="Standard deviation of the truncated-normal initialiser.")
@@ -92,8 +94,29 @@ class ModelConfig(Section):
 
     @property
     def window_pattern(self) -> tuple[int | None, ...]:
-        """The repeating pattern of layer windows; its length is the period of the scanned blocks."""
+        """The repeating pattern of layer windows."""
         return self.window if isinstance(self.window, tuple) else (self.window,)
+
+    @property
+    def first_layers(self) -> int:
+        """Layers before the repeating blocks."""
+        return self.moe.first_dense if self.moe else 0
+
+    @property
+    def period(self) -> int:
+        """Layers of a block, after which windows and experts repeat."""
+        return math.lcm(len(self.window_pattern), self.moe.every if self.moe else 1)
+
+    @property
+    def num_blocks(self) -> int:
+        return (self.num_layers - self.first_layers) // self.period
+
+    def window_of(self, layer: int) -> int | None:
+        return self.window_pattern[layer % len(self.window_pattern)]
+
+    def has_experts(self, layer: int) -> bool:
+        after = layer - self.first_layers
+        return self.moe is not None and after >= 0 and (after + 1) % self.moe.every == 0
 
     @model_validator(mode="after")
     def _check(self) -> "ModelConfig":
@@ -101,13 +124,14 @@ class ModelConfig(Section):
             raise ValueError(f"num_kv_heads must divide num_heads, found {self.num_kv_heads} and {self.num_heads}")
         if self.head_dim % 2:
             raise ValueError(f"head_dim must be even, found {self.head_dim}")
-        period = len(self.window_pattern)
-        if period == 0 or self.num_layers % period:
-            raise ValueError(f"the length of window must divide num_layers, found {period} and {self.num_layers}")
-        if self.moe is not None and self.moe.first_dense + self.moe.every > self.num_layers:
+        if not self.window_pattern or self.num_layers % len(self.window_pattern):
+            found = f"found {len(self.window_pattern)} and {self.num_layers}"
+            raise ValueError(f"the length of window must divide num_layers, {found}")
+        repeating = self.num_layers - self.first_layers
+        if repeating <= 0 or repeating % self.period:
             raise ValueError(
-                f"moe: first_dense {self.moe.first_dense} and every {self.moe.every} leave none of {self.num_layers} "
-                "layers with experts"
+                f"moe: the {self.num_layers} layers less first_dense = {self.first_layers} are {repeating}; expected a "
+                f"multiple of {self.period}, after which experts and windows repeat"
             )
         return self
 
@@ -165,19 +189,71 @@ class LossConfig(Section):
 
 
 class MeshConfig(Section):
+    pipeline: Integer = Field(1, description="Stages of consecutive layers; -1 for the devices left.")
     data: Integer = Field(1, description="Replicas of the parameters that share the batch; -1 for the devices left.")
     fsdp: Integer = Field(-1, description="Shards of the parameters that share the batch; -1 for the devices left.")
+    context: Integer = Field(1, description="Shards of every sequence; -1 for the devices left.")
+    expert: Integer = Field(
+        1, description="Shards of the experts, which share the batch elsewhere; -1 for the devices left."
+    )
     tensor: Integer = Field(1, description="Shards of heads, MLP and vocabulary; -1 for the devices left.")
+    slices: Count = Field(
+        1,
+        description="TPU slices (or hosts with GPUs) that are joined by the data-centre network; their devices in all.",
+    )
+    dcn_axis: Literal["data", "pipeline"] = Field(
+        "data", description="The axis that spans the slices over the data-centre network; a multiple of slices."
+    )
+
+    @property
+    def axes(self) -> dict[str, int]:
+        """Size of every axis in the order of the mesh; -1 for what is left."""
+        return {name: getattr(self, name) for name in ("pipeline", "data", "fsdp", "context", "expert", "tensor")}
 
     @model_validator(mode="after")
     def _check(self) -> "MeshConfig":
-        sizes = {name: getattr(self, name) for name in type(self).model_fields}
-        for name, size in sizes.items():
+        for name, size in self.axes.items():
             if size == 0 or size < -1:
                 raise ValueError(f"{name} must be at least 1, or -1 for the devices left; found {size}")
-        if sum(size == -1 for size in sizes.values()) > 1:
+        if sum(size == -1 for size in self.axes.values()) > 1:
             raise ValueError("at most one axis can be -1")
         return self
+
+
+class PipelineConfig(Section):
+    microbatches: Count = Field(
+        1, description="Parts of a batch that are in the stages at one time; a multiple of mesh.pipeline."
+    )
+    repeats: Count = Field(
+        1, description="Times that a microbatch goes round the stages, each holding as many groups of layers."
+    )
+    remat_stages: bool = Field(
+        False,
+        description="Keep one input per stage and microbatch instead of one per layer, for one more forward pass; "
+        "repeats above 1 imply it.",
+    )
+
+
+class ParallelConfig(Section):
+    zero: Literal[1, 3] = Field(
+        3, description="What fsdp splits: 3 parameters, gradients and moments; 1 moments and gradients alone."
+    )
+    sequence: bool = Field(
+        False, description="Split the residual stream and its norms over mesh.tensor, along the sequence."
+    )
+    context: Literal["all_gather", "ring"] = Field(
+        "all_gather",
+        description="How attention sees the whole sequence under mesh.context: keys and values are gathered, or passed "
+        "round.",
+    )
+    exchange: Literal["auto", "padded", "ragged"] = Field(
+        "auto",
+        description="All-to-all over mesh.expert: ragged sends what there is (TPU, GPU), padded the worst case; auto "
+        "chooses by device.",
+    )
+    exchange_pieces: Count = Field(
+        1, description="Parts in which a device sends its tokens to the experts; divides the exchange's buffers."
+    )
 
 
 class PrecisionConfig(Section):
@@ -208,6 +284,9 @@ class OptimizerConfig(Section):
     momentum: Decay = Field(0.95, description="Decay of Muon's momentum per step.")
     weight_decay: Real = Field(0.1, ge=0, description="Decoupled decay of matrices, times the learning rate.")
     clip_norm: Real | None = Field(1.0, gt=0, description="Largest global gradient norm; null for no clipping.")
+    offload: Literal["host"] | None = Field(
+        None, description="host keeps the moments in the hosts' memory and brings them in for the update."
+    )
 
 
 class ScheduleConfig(Section):
@@ -282,6 +361,8 @@ class Config(Section):
     train: TrainConfig = Field(description="Length of the run and size of a step.")
     loss: LossConfig = Field(LossConfig(), description="Cross-entropy.")
     mesh: MeshConfig = Field(MeshConfig(), description="Sizes of the device mesh.")
+    pipeline: PipelineConfig = Field(PipelineConfig(), description="Schedule of the pipeline's stages.")
+    parallel: ParallelConfig = Field(ParallelConfig(), description="How the mesh's axes are used.")
     precision: PrecisionConfig = Field(PrecisionConfig(), description="Number formats.")
     remat: RematConfig = Field(RematConfig(), description="Recomputation in the backward pass.")
     optimizer: OptimizerConfig = Field(OptimizerConfig(), description="Optimizer.")

@@ -85,9 +85,9 @@ def stream_text(tokenizer: Tokenizer, prompt: Sequence[int], ids: Iterator[int])
 @partial(jax.jit, static_argnums=(0, 1), donate_argnums=3)
 def _next_token(graphdef, sampling: Sampling, params, caches, tokens, segment_ids, positions, key, allowed_V):
     model = nnx.merge(graphdef, params)
-    x_BSD, caches = model.hidden(tokens, segment_ids, positions, caches)
-    logits_BV = jnp.where(allowed_V, model.logits(x_BSD[:, -1:])[:, 0], -jnp.inf)
-    return sample(logits_BV, key, sampling), caches
+    hidden = model.hidden(tokens, segment_ids, positions, caches)
+    logits_BV = jnp.where(allowed_V, model.logits(hidden.x_BSD[:, -1:])[:, 0], -jnp.inf)
+    return sample(logits_BV, key, sampling), hidden.caches
 
 
 def sample(logits_BV: jax.Array, key: jax.Array, sampling: Sampling) -> jax.Array:

@@ -53,15 +53,16 @@ def load_all(path: str | Path, devices: list[jax.Device] | None = None) -> Loade
     if config.model.embed_dim % len(devices):
         devices = devices[:1]
     mesh = build_mesh(MeshConfig(), devices)
-    dtype = "float32" if devices[0].platform == "cpu" else "bfloat16"
+    platform = devices[0].platform
+    dtype = "float32" if platform == "cpu" else "bfloat16"
     if config.precision.compute != "auto":
         dtype = config.precision.compute
-    params_dtype = jnp.dtype(config.precision.params)
-    graphdef, shapes, axes = decoder.abstract(config.model, params_dtype=params_dtype, dtype=jnp.dtype(dtype))
+    types = {"params_dtype": jnp.dtype(config.precision.params), "dtype": jnp.dtype(dtype)}
+    graphdef, shapes, axes = decoder.abstract(config.model, **types, platform=platform)
     abstract = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         shapes,
-        tree_shardings(axes, mesh),
+        tree_shardings(axes, shapes, mesh),
     )
     items, _ = checkpoint.restore(directory, {"params": abstract})
     tokenizer = Tokenizer(directory.parents[1] / "tokenizer", TokenizerEntry.model_validate(run["tokenizer"]))

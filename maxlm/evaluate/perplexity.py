@@ -72,7 +72,7 @@ def evaluate(
 def _sums(graphdef: nnx.GraphDef, chunk: int, params: dict, batch: dict) -> tuple[jax.Array, jax.Array]:
     """Nats and target counts per row, float32 and int32 [B]."""
     model = nnx.merge(graphdef, params)
-    x_BSD, _ = model.hidden(batch["tokens"], batch["segment_ids"], batch["positions"])
+    x_BSD = model.hidden(batch["tokens"], batch["segment_ids"], batch["positions"]).x_BSD
     _, nll_B = cross_entropy(x_BSD, model.output_matrix(), batch["targets"], batch["weights"], chunk, 0.0)
     return nll_B, jnp.sum(batch["weights"].astype(jnp.int32), axis=1)
 

@@ -3,10 +3,17 @@
 `attend` is the reference: plain XLA with a float32 softmax, the truth that other implementations are held to.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+
+from maxlm.model.mask import visible
+from maxlm.model.ring import ring_attention
+from maxlm.parallel.batch import sequence_order
+from maxlm.parallel.sharding import axis_size, manual, shard
 
 
 class KeyValues(NamedTuple):
@@ -30,29 +37,39 @@ class KeyValues(NamedTuple):
         )
 
 
-def visible(index_S, index_T, segments_BS, segments_BT, window: int | None) -> jax.Array:
-    """Which key each query may see, bool [B, S, T]: the same document, not later, within the window."""
-    distance_ST = index_S[:, None] - index_T[None, :]
-    allowed_ST = distance_ST >= 0
-    if window is not None:
-        allowed_ST &= distance_ST < window
-    return allowed_ST & (segments_BS[:, :, None] == segments_BT[:, None, :])
-
-
-def attend(q_BSHE, k_BSKE, v_BSKE, segment_ids_BS, window: int | None, cache: KeyValues | None):
+def attend(q_BSHE, k_BSKE, v_BSKE, segment_ids_BS, window: int | None, cache: KeyValues | None, context: str):
     """Grouped-query attention of new queries over the cache (where given) and the new keys and values.
 
-    Returns the mixed values [B, S, H, E] and the extended cache. Padding (segment 0) sees only padding, so no
-    row of the softmax is empty.
+    Under a context axis each shard holds its part of the sequence in `sequence_order`; `context` says whether keys and
+    values are gathered or passed round (all_gather | ring). Returns the mixed values [B, S, H, E], named "attention"
+    for remat policies, and the extended cache. Padding (segment 0) sees only padding, so no row of the softmax is
+    empty.
     """
-    first = 0 if cache is None else cache.length
+    k_BSKE, v_BSKE = _per_shard(k_BSKE), _per_shard(v_BSKE)
+    shards = axis_size("context")
+    if shards > 1 and context == "ring":
+        queries, keys, tokens = (("batch", "sequence", *rest) for rest in (("heads", None), ("kv_heads", None), ()))
+        ring = functools.partial(ring_attention, window=window)
+        return manual(ring, (queries, keys, keys, tokens), queries)(q_BSHE, k_BSKE, v_BSKE, segment_ids_BS), cache
     segments_BT = segment_ids_BS
     if cache is not None:
-        cache = cache.append(k_BSKE, v_BSKE, segment_ids_BS)
+        first, cache = cache.length, cache.append(k_BSKE, v_BSKE, segment_ids_BS)
         k_BSKE, v_BSKE, segments_BT = cache.key_BTKE, cache.value_BTKE, cache.segment_ids_BT
-    index_S, index_T = first + jnp.arange(q_BSHE.shape[1]), jnp.arange(k_BSKE.shape[1])
+        index_S, index_T = first + jnp.arange(q_BSHE.shape[1]), jnp.arange(k_BSKE.shape[1])
+    else:
+        index_S = index_T = jnp.asarray(sequence_order(q_BSHE.shape[1], shards))
+        k_BSKE, v_BSKE = (shard(x, "batch", None, "kv_heads", None) for x in (k_BSKE, v_BSKE))
+        segments_BT = shard(segment_ids_BS, "batch", None)
     allowed_BST = visible(index_S, index_T, segment_ids_BS, segments_BT, window)
-    return reference(q_BSHE, k_BSKE, v_BSKE, allowed_BST), cache
+    return checkpoint_name(reference(q_BSHE, k_BSKE, v_BSKE, allowed_BST), "attention"), cache
+
+
+def _per_shard(k_BSKE: jax.Array) -> jax.Array:
+    """Key/value heads repeated until every tensor shard has one; every shard has computed them all."""
+    shards, heads = axis_size("tensor"), k_BSKE.shape[2]
+    if heads >= shards:
+        return k_BSKE
+    return shard(jnp.repeat(k_BSKE, shards // heads, axis=2), "batch", "sequence", "kv_heads", None)
 
 
 def reference(q_BSHE, k_BTKE, v_BTKE, allowed_BST) -> jax.Array:

@@ -5,7 +5,8 @@ import math
 import jax
 
 from maxlm.config import ModelConfig
-from maxlm.model.decoder import abstract
+from maxlm.model.decoder import STACK_AXES, abstract
+from maxlm.model.layers import TABLE
 
 
 def parameter_count(config: ModelConfig) -> int:
@@ -14,15 +15,18 @@ def parameter_count(config: ModelConfig) -> int:
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
 
 
-def matmul_parameter_count(config: ModelConfig) -> int:
-    """Parameters that multiply every token: all matrices but the embedding look-up; a tied table counts once."""
+def matmul_parameter_count(config: ModelConfig) -> float:
+    """Parameters that multiply a token: all matrices but the embedding look-up, and of the experts those it passes.
+
+    A tied table counts once.
+    """
     _, shapes, axes = abstract(config)
-    matrices = [
-        math.prod(shape.shape)
-        for shape, names in zip(jax.tree.leaves(shapes), jax.tree.leaves(axes, is_leaf=_is_axes), strict=True)
-        if "norm" not in names and names != ("vocab", "embed")
-    ]
-    return sum(matrices) + config.tie_embeddings * config.vocab_size * config.embed_dim
+    share = config.moe.experts_per_token / config.moe.num_experts if config.moe else 1
+    total = config.tie_embeddings * config.vocab_size * config.embed_dim
+    for shape, names in zip(jax.tree.leaves(shapes), jax.tree.leaves(axes, is_leaf=_is_axes), strict=True):
+        if names != TABLE and len([name for name in names if name not in STACK_AXES]) > 1:
+            total += math.prod(shape.shape) * (share if "experts" in names else 1)
+    return total
 
 
 def flops_per_token(config: ModelConfig, seq_len: int) -> float:
@@ -32,8 +36,7 @@ def flops_per_token(config: ModelConfig, seq_len: int) -> float:
     sees on average: (seq_len + 1) / 2 of them under a causal mask, fewer within a window; document masks are not
     deducted.
     """
-    repeats = config.num_layers // len(config.window_pattern)
-    keys = repeats * sum(_mean_keys(seq_len, window) for window in config.window_pattern)
+    keys = sum(_mean_keys(seq_len, config.window_of(layer)) for layer in range(config.num_layers))
     return 6.0 * matmul_parameter_count(config) + 12.0 * config.num_heads * config.head_dim * keys
 
 

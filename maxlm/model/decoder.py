@@ -1,16 +1,17 @@
-"""The one decoder: embedding, repeating blocks of layers run by a scan, final norm, output matrix.
+"""The one decoder: embedding, repeating blocks of layers, final norm, output matrix.
 
-Layers form blocks of a repeating pattern (`ModelConfig.window_pattern`); each position of the pattern has its own
-stack of parameters with a leading axis over the repeats, so layer r * period + p is entry r of stack p. The
-compiled program, and the time to compile it, do not grow with depth.
+Layers form blocks of a repeating pattern (`ModelConfig.period`); each position of the pattern has its own stack of
+parameters with a leading axis over the blocks, so layer b * period + p is entry b of stack p. A scan runs the blocks:
+the compiled program, and the time to compile it, do not grow with depth. Layers that do not repeat (the first ones of
+a model with experts, where they are dense) stand before the blocks, and are not part of a pipeline's stages.
 
-    graphdef, axes = abstract(config.model)            # structure, and the logical axes of every parameter
+    graphdef, shapes, axes = abstract(config.model)    # structure, and the logical axes of every parameter
     params = initial_parameters(config.model, key)     # nested dict of arrays
     logits = nnx.merge(graphdef, params)(tokens)       # [B, S, V]
 """
 
 import functools
-from typing import Any
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,69 +19,74 @@ from flax import nnx
 
 from maxlm.config import ModelConfig
 from maxlm.model.attention import KeyValues
-from maxlm.model.layers import Layer, RMSNorm, parameter, rope_tables
-from maxlm.parallel.sharding import shard
+from maxlm.model.block import WHOLE, Caches, Layer, Routers, checkpointed, run_blocks
+from maxlm.model.layers import TABLE, Options, RMSNorm, look_up, parameter, rope_tables, weight
+from maxlm.parallel.pipeline import pipeline
+from maxlm.parallel.sharding import axis_size, replicated, reshard, shard
 
-REMAT_POLICIES = {
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    "full": jax.checkpoint_policies.nothing_saveable,
-}
+DEFAULT = Options()
 
-RematPolicy = str | tuple[str, ...]
-Caches = dict[str, KeyValues]  # per position of the pattern, every leaf with a leading axis over the repeats
+# Names of the leading axes of stacked parameters, the last one where there is one alone.
+STACK_AXES = ("repeats", "layers")
+
+
+class Hidden(NamedTuple):
+    """What the layers make of tokens."""
+
+    x_BSD: jax.Array  # final hidden states, before the output matrix
+    caches: Caches | None  # extended by the tokens
+    routers: Routers  # statistics per position with experts, with a leading axis over the blocks
 
 
 class Decoder(nnx.Module):
-    """A causal language model; `dtype` is the type of activations and matrix products."""
+    """A causal language model."""
 
-    def __init__(
-        self,
-        config: ModelConfig,
-        key: jax.Array,
-        *,
-        params_dtype: Any = jnp.float32,
-        dtype: Any = jnp.float32,
-        remat: RematPolicy = "none",
-    ):
+    def __init__(self, config: ModelConfig, key: jax.Array, options: Options = DEFAULT):
         embedding_key, layers_key, output_key = jax.random.split(key, 3)
-        table, std = (config.vocab_size, config.embed_dim), config.init_std
-        self.config, self.dtype, self.remat = config, dtype, remat
-        self.embedding = parameter(embedding_key, table, ("vocab", "embed"), std, params_dtype)
-        self.blocks = nnx.Dict()
-        period = len(config.window_pattern)
+        table, std, dtype = (config.vocab_size, config.embed_dim), config.init_std, options.params_dtype
+        self.config, self.options = config, options
+        self.embedding = parameter(embedding_key, table, TABLE, std, dtype)
         # One key per layer, so that a layer's parameters depend on its number alone.
-        keys = jax.random.split(layers_key, config.num_layers).reshape(-1, period)
-        for position, window in enumerate(config.window_pattern):
-            build = functools.partial(Layer, config, window, dtype=params_dtype)
-            self.blocks[str(position)] = nnx.vmap(build)(keys[:, position])
-        self.final_norm = RMSNorm(config.embed_dim, config.norm_eps, params_dtype)
+        keys, first = jax.random.split(layers_key, config.num_layers), config.first_layers
+        self.first = nnx.List([Layer(config, number, keys[number], options) for number in range(first)])
+        repeats = (options.pipeline.repeats,) if options.pipeline.repeats > 1 else ()
+        keys = keys[first:].reshape(*repeats, -1, config.period)
+        self.blocks = nnx.Dict()
+        for position in range(config.period):
+            build = functools.partial(Layer, config, first + position, options=options)
+            for _ in range(1 + len(repeats)):
+                build = nnx.vmap(build)
+            self.blocks[str(position)] = build(keys[..., position])
+        self.final_norm = RMSNorm(config.embed_dim, config.norm_eps, dtype)
         if config.tie_embeddings:
             self.output = None
         else:
-            self.output = parameter(output_key, table[::-1], ("embed", "vocab"), std, params_dtype)
+            self.output = parameter(output_key, table[::-1], TABLE[::-1], std, dtype)
 
     def __call__(self, tokens_BS, segment_ids=None, positions=None) -> jax.Array:
         """Logits, float32 [B, S, V], of int32 tokens [B, S]; by default each row is one document."""
-        x_BSD, _ = self.hidden(tokens_BS, segment_ids, positions)
-        return self.logits(x_BSD)
+        return self.logits(self.hidden(tokens_BS, segment_ids, positions).x_BSD)
 
-    def hidden(self, tokens_BS, segment_ids=None, positions=None, caches: Caches | None = None):
-        """Final hidden states [B, S, D] before the output matrix, and the caches extended by these tokens."""
+    def hidden(self, tokens_BS, segment_ids=None, positions=None, caches: Caches | None = None) -> Hidden:
+        """Everything but the output matrix. On a mesh with a context axis columns are in `sequence_order`."""
         if segment_ids is None:
             segment_ids = jnp.ones_like(tokens_BS)
         if positions is None:
             positions = jnp.broadcast_to(jnp.arange(tokens_BS.shape[1]), tokens_BS.shape)
-        # Gathered over the batch's axes first: looking rows up in a table split by width would move activations.
-        table_VD = shard(self.embedding[...].astype(self.dtype), "vocab", None)
-        x_BSD = shard(table_VD[tokens_BS], "batch", "sequence", "residual")
-        rope = rope_tables(positions, self.config.head_dim, self.config.rope.theta)
-        x_BSD, caches = self._run_blocks(x_BSD, rope, segment_ids, caches)
-        return self.final_norm(x_BSD), caches
+        options = self.options
+        axes = TABLE if options.parallel.zero == 3 else replicated(TABLE)
+        x_BSD = shard(look_up(self.embedding[...].astype(options.dtype), axes, tokens_BS), *options.residual)
+        x_BSD, caches = self._run_first(x_BSD, segment_ids, positions, caches)
+        blocks = None if caches is None else {position: caches[position] for position in self.blocks}
+        x_BSD, blocks, routers = self._run_blocks(x_BSD, segment_ids, positions, blocks)
+        caches = None if caches is None else caches | blocks
+        return Hidden(reshard(self.final_norm(x_BSD), WHOLE, self.options.residual), caches, routers)
 
     def output_matrix(self) -> jax.Array:
         """[D, V] in the compute type; the transposed embedding table where the two are tied."""
-        matrix = self.embedding[...].T if self.output is None else self.output[...]
-        return shard(matrix.astype(self.dtype), None, "vocab")
+        if self.output is None:
+            return weight(self.embedding, self.options.dtype).T
+        return weight(self.output, self.options.dtype)
 
     def logits(self, x_BSD: jax.Array) -> jax.Array:
         logits_BSV = jnp.einsum("BSD,DV->BSV", x_BSD, self.output_matrix(), preferred_element_type=jnp.float32)
@@ -89,44 +95,58 @@ class Decoder(nnx.Module):
     def empty_caches(self, batch: int, slots: int) -> Caches:
         """Caches for `slots` tokens of `batch` rows."""
         config = self.config
-        repeats = config.num_layers // len(self.blocks)
-        kv_shape = (repeats, batch, slots, config.num_kv_heads, config.head_dim)
 
-        def empty() -> KeyValues:
+        def empty(*stack: int) -> KeyValues:
             # Arrays of their own: callers donate them.
-            key, value = jnp.zeros(kv_shape, self.dtype), jnp.zeros(kv_shape, self.dtype)
-            return KeyValues(key, value, jnp.zeros((repeats, batch, slots), jnp.int32), jnp.zeros(repeats, jnp.int32))
+            kv_shape = (*stack, batch, slots, config.num_kv_heads, config.head_dim)
+            key, value = jnp.zeros(kv_shape, self.options.dtype), jnp.zeros(kv_shape, self.options.dtype)
+            return KeyValues(key, value, jnp.zeros((*stack, batch, slots), jnp.int32), jnp.zeros(stack, jnp.int32))
 
-        return {position: empty() for position in self.blocks}
+        first = {f"first{number}": empty() for number in range(config.first_layers)}
+        return first | {position: empty(config.num_blocks) for position in self.blocks}
 
-    def _run_blocks(self, x_BSD, rope, segment_ids, caches: Caches | None):
+    def _run_first(self, x_BSD, segment_ids, positions, caches: Caches | None):
+        """The layers before the blocks, which every device runs on its part of the batch."""
+        rope = rope_tables(positions, self.config.head_dim, self.config.rope.theta)
+        for number, layer in enumerate(self.first):
+            graphdef, params = nnx.split(layer)
+
+            def run(params, x_BSD, cache, graphdef=graphdef):
+                return nnx.merge(graphdef, params)(x_BSD, rope, segment_ids, cache)
+
+            cache = None if caches is None else caches[f"first{number}"]
+            x_BSD, cache, _ = checkpointed(run, self.options.remat)(params, x_BSD, cache)
+            caches = None if caches is None else caches | {f"first{number}": cache}
+        return x_BSD, caches
+
+    def _run_blocks(self, x_BSD, segment_ids, positions, caches: Caches | None):
+        config, options = self.config, self.options
         stacks = {position: nnx.split(stack) for position, stack in self.blocks.items()}
+        if axis_size("pipeline") == 1:
+            return run_blocks(stacks, x_BSD, segment_ids, positions, config, options, caches)
+        schedule = options.pipeline
 
-        def layer(graphdef, params, x_BSD, cache):
-            return nnx.merge(graphdef, params)(x_BSD, rope, segment_ids, cache)
+        def stage(params, repeat, x_bSD, tokens):
+            own = jax.tree.map(lambda p: jax.lax.dynamic_index_in_dim(p, repeat, 0, keepdims=False), params)
+            stacks_of_stage = {position: (graphdef, own[position]) for position, (graphdef, _) in stacks.items()}
+            x_bSD, _, routers = run_blocks(stacks_of_stage, x_bSD, *tokens, config, options)
+            return x_bSD, routers
 
-        def block(x_BSD, repeat):
-            params, caches = repeat
-            extended = {}
-            for position, (graphdef, _) in stacks.items():
-                run = _checkpointed(functools.partial(layer, graphdef), self.remat)
-                cache = None if caches is None else caches[position]
-                x_BSD, extended[position] = run(params[position], x_BSD, cache)
-            return x_BSD, None if caches is None else extended
-
+        if schedule.remat_stages or schedule.repeats > 1:
+            stage = jax.checkpoint(stage, policy=jax.checkpoint_policies.nothing_saveable, prevent_cse=False)
         params = {position: state for position, (_, state) in stacks.items()}
-        return jax.lax.scan(block, x_BSD, (params, caches))
-
-
-def _checkpointed(function, remat: RematPolicy):
-    if remat == "none":
-        return function
-    if isinstance(remat, tuple):
-        policy = jax.checkpoint_policies.save_only_these_names(*remat)
-    else:
-        policy = REMAT_POLICIES[remat]
-    # The scan around it already keeps XLA from merging the two forward passes.
-    return jax.checkpoint(function, policy=policy, prevent_cse=False)
+        if schedule.repeats == 1:
+            params = jax.tree.map(lambda p: p[None], params)
+        x_BSD, routers = pipeline(
+            stage,
+            params,
+            x_BSD,
+            (segment_ids, positions),
+            microbatches=schedule.microbatches,
+            repeats=schedule.repeats,
+            rest=options.residual[1:],
+        )
+        return x_BSD, None, jax.tree.map(lambda s: s.reshape(-1, *s.shape[2:]), routers)
 
 
 def abstract(config: ModelConfig, **options) -> tuple[nnx.GraphDef, dict, dict]:
@@ -134,16 +154,17 @@ def abstract(config: ModelConfig, **options) -> tuple[nnx.GraphDef, dict, dict]:
 
     The two nested dicts have the same structure; their leaves are `jax.ShapeDtypeStruct` and tuples of names.
     """
-    graphdef, state = nnx.split(nnx.eval_shape(lambda: Decoder(config, jax.random.key(0), **options)))
+    build = functools.partial(Decoder, config, options=Options(**options))
+    graphdef, state = nnx.split(nnx.eval_shape(lambda: build(jax.random.key(0))))
 
     def axes_of(_, variable):
         axes = tuple(variable.get_metadata("logical_axes"))
         stacked = len(variable.get_value().shape) - len(axes)
-        return ("layers",) * stacked + axes
+        return STACK_AXES[len(STACK_AXES) - stacked :] + axes
 
     return graphdef, nnx.to_pure_dict(state), nnx.to_pure_dict(nnx.map_state(axes_of, state))
 
 
 def initial_parameters(config: ModelConfig, key: jax.Array, **options) -> dict:
     """Nested dict of parameters; equal on every mesh when run under jit with the parameters' shardings."""
-    return nnx.to_pure_dict(nnx.state(Decoder(config, key, **options)))
+    return nnx.to_pure_dict(nnx.state(Decoder(config, key, Options(**options))))

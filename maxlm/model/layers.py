@@ -4,20 +4,72 @@ B batch, S sequence (queries), T sequence (keys), D embed, H query heads, K key/
 key/value head, E head_dim, F mlp, V vocabulary, L layers.
 """
 
+from dataclasses import dataclass
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
-from maxlm.config import ModelConfig
+from maxlm.config import ModelConfig, ParallelConfig, PipelineConfig
 from maxlm.model.attention import KeyValues, attend
-from maxlm.parallel.sharding import shard
+from maxlm.parallel.sharding import all_gather, manual, replicated, reshard, shard, split_axes
+
+TABLE = ("vocab", "table_embed")  # logical axes of the embedding table
+
+RematPolicy = str | tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a model is computed; nothing here changes what it computes."""
+
+    params_dtype: Any = jnp.float32
+    dtype: Any = jnp.float32  # of activations and matrix products
+    remat: RematPolicy = "none"
+    pipeline: PipelineConfig = PipelineConfig()
+    parallel: ParallelConfig = ParallelConfig()
+    platform: str = "cpu"  # that the program is compiled for, by which kernels are chosen
+
+    @property
+    def residual(self) -> tuple[str, str, None]:
+        """Logical axes of the residual stream [B, S, D]."""
+        return ("batch", "sequence_split" if self.parallel.sequence else "sequence", None)
 
 
 def parameter(key: jax.Array, shape: tuple[int, ...], axes: tuple[str, ...], std: float, dtype) -> nnx.Param:
     """A truncated-normal parameter (cut at two standard deviations) with its logical axes."""
     value = jax.random.truncated_normal(key, -2.0, 2.0, shape, jnp.float32) * std
     return nnx.Param(value.astype(dtype), logical_axes=axes)
+
+
+def weight(param: nnx.Param, dtype: Any) -> jax.Array:
+    """A matrix in the compute type, gathered for use: what travels is of that type."""
+    axes = param.get_metadata("logical_axes")
+    return reshard(param[...].astype(dtype), replicated(axes), axes)
+
+
+def look_up(table_VD: jax.Array, axes: tuple[str | None, ...], tokens_BS: jax.Array) -> jax.Array:
+    """Rows of the embedding table, which is stored with these logical axes, [B, S, D].
+
+    Each device gathers the table's width and looks up its own tokens in its own part of the vocabulary: the gradient is
+    added up locally and scattered. The partitioner would rather move the activations to where the table is.
+    """
+
+    def own(table_VD, tokens_BS):
+        vocab_axes = split_axes("vocab")
+        if axes[1]:
+            table_VD = all_gather(table_VD, 1, axes[1])
+        if not vocab_axes:
+            return table_VD[tokens_BS][None]
+        row_BS = tokens_BS - table_VD.shape[0] * jax.lax.axis_index(vocab_axes)
+        present_BS = (row_BS >= 0) & (row_BS < table_VD.shape[0])
+        return jnp.where(present_BS[..., None], table_VD[jnp.where(present_BS, row_BS, 0)], 0)[None]
+
+    # One part per shard of the vocabulary, of which all but one are zero at each token.
+    parts = manual(own, (axes, ("batch", "sequence")), ("vocab", "batch", "sequence", None))(table_VD, tokens_BS)
+    return jnp.sum(parts, axis=0)
 
 
 class RMSNorm(nnx.Module):
@@ -51,32 +103,31 @@ def apply_rope(x_BSHE: jax.Array, sin: jax.Array, cos: jax.Array) -> jax.Array:
 class Attention(nnx.Module):
     """Causal grouped-query attention with rotary positions."""
 
-    def __init__(self, config: ModelConfig, window: int | None, out_std: float, key: jax.Array, dtype):
+    def __init__(self, config: ModelConfig, window: int | None, out_std: float, key: jax.Array, options: Options):
         query, keys, value, out = jax.random.split(key, 4)
         embed, heads, kv_heads, width = config.embed_dim, config.num_heads, config.num_kv_heads, config.head_dim
-        std = config.init_std
+        std, dtype = config.init_std, options.params_dtype
         self.query = parameter(query, (embed, heads, width), ("embed", "heads", "head_dim"), std, dtype)
         self.key = parameter(keys, (embed, kv_heads, width), ("embed", "kv_heads", "head_dim"), std, dtype)
         self.value = parameter(value, (embed, kv_heads, width), ("embed", "kv_heads", "head_dim"), std, dtype)
         self.out = parameter(out, (heads, width, embed), ("heads", "head_dim", "embed"), out_std, dtype)
         self.query_norm = RMSNorm(width, config.norm_eps, dtype) if config.qk_norm else None
         self.key_norm = RMSNorm(width, config.norm_eps, dtype) if config.qk_norm else None
-        self.window = window
+        self.window, self.context = window, options.parallel.context
 
     def __call__(self, x_BSD, rope, segment_ids_BS, cache: KeyValues | None):
         dtype = x_BSD.dtype
-        q_BSHE = jnp.einsum("BSD,DHE->BSHE", x_BSD, self.query[...].astype(dtype))
-        k_BSKE = jnp.einsum("BSD,DKE->BSKE", x_BSD, self.key[...].astype(dtype))
-        v_BSKE = jnp.einsum("BSD,DKE->BSKE", x_BSD, self.value[...].astype(dtype))
+        q_BSHE = jnp.einsum("BSD,DHE->BSHE", x_BSD, weight(self.query, dtype))
+        k_BSKE = jnp.einsum("BSD,DKE->BSKE", x_BSD, weight(self.key, dtype))
+        v_BSKE = jnp.einsum("BSD,DKE->BSKE", x_BSD, weight(self.value, dtype))
         if self.query_norm is not None:
             q_BSHE, k_BSKE = self.query_norm(q_BSHE), self.key_norm(k_BSKE)
         q_BSHE = checkpoint_name(shard(apply_rope(q_BSHE, *rope), "batch", "sequence", "heads", None), "query")
         k_BSKE = checkpoint_name(shard(apply_rope(k_BSKE, *rope), "batch", "sequence", "kv_heads", None), "key")
         v_BSKE = checkpoint_name(shard(v_BSKE, "batch", "sequence", "kv_heads", None), "value")
-        mixed_BSHE, cache = attend(q_BSHE, k_BSKE, v_BSKE, segment_ids_BS, self.window, cache)
-        mixed_BSHE = checkpoint_name(mixed_BSHE, "attention")
-        out_BSD = jnp.einsum("BSHE,HED->BSD", mixed_BSHE, self.out[...].astype(dtype))
-        return checkpoint_name(out_BSD, "attention_out"), cache
+        mixed_BSHE, cache = attend(q_BSHE, k_BSKE, v_BSKE, segment_ids_BS, self.window, cache, self.context)
+        mixed_BSHE = shard(mixed_BSHE, "batch", "sequence", "heads", None)
+        return jnp.einsum("BSHE,HED->BSD", mixed_BSHE, weight(self.out, dtype)), cache
 
 
 @jax.custom_vjp
@@ -99,38 +150,18 @@ expand.defvjp(lambda x_BSD, w_DF: (expand(x_BSD, w_DF), (x_BSD, w_DF)), _expand_
 
 
 class MLP(nnx.Module):
-    """SwiGLU: (silu(x gate) * (x up)) down (Shazeer 2020); `width` is that of the hidden layer."""
+    """SwiGLU: (silu(x gate) * (x up)) down (Shazeer 2020), `hidden` wide."""
 
-    def __init__(self, config: ModelConfig, width: int, out_std: float, key: jax.Array, dtype):
+    def __init__(self, config: ModelConfig, hidden: int, out_std: float, key: jax.Array, dtype):
         gate, up, down = jax.random.split(key, 3)
-        embed, hidden, std = config.embed_dim, width, config.init_std
+        embed, std = config.embed_dim, config.init_std
         self.gate = parameter(gate, (embed, hidden), ("embed", "mlp"), std, dtype)
         self.up = parameter(up, (embed, hidden), ("embed", "mlp"), std, dtype)
         self.down = parameter(down, (hidden, embed), ("mlp", "embed"), out_std, dtype)
 
     def __call__(self, x_BSD: jax.Array) -> jax.Array:
         dtype = x_BSD.dtype
-        gate_BSF = checkpoint_name(expand(x_BSD, self.gate[...].astype(dtype)), "mlp_gate")
-        up_BSF = checkpoint_name(expand(x_BSD, self.up[...].astype(dtype)), "mlp_up")
+        gate_BSF = checkpoint_name(expand(x_BSD, weight(self.gate, dtype)), "mlp_gate")
+        up_BSF = checkpoint_name(expand(x_BSD, weight(self.up, dtype)), "mlp_up")
         hidden_BSF = shard(jax.nn.silu(gate_BSF) * up_BSF, "batch", "sequence", "mlp")
-        return jnp.einsum("BSF,FD->BSD", hidden_BSF, self.down[...].astype(dtype))
-
-
-class Layer(nnx.Module):
-    """Pre-norm residual layer: x + attention(norm(x)), then x + mlp(norm(x))."""
-
-    def __init__(self, config: ModelConfig, window: int | None, key: jax.Array, dtype):
-        attention, mlp = jax.random.split(key)
-        # GPT-2's scaling of what is added to the residual stream, two additions a layer.
-        out_std = config.init_std / (2 * config.num_layers) ** 0.5
-        self.attention_norm = RMSNorm(config.embed_dim, config.norm_eps, dtype)
-        self.attention = Attention(config, window, out_std, attention, dtype)
-        self.mlp_norm = RMSNorm(config.embed_dim, config.norm_eps, dtype)
-        self.mlp = MLP(config, config.mlp_dim, out_std, mlp, dtype)
-
-    def __call__(self, x_BSD, rope, segment_ids_BS, cache: KeyValues | None):
-        x_BSD = shard(x_BSD, "batch", "sequence", "residual")
-        mixed_BSD, cache = self.attention(self.attention_norm(x_BSD), rope, segment_ids_BS, cache)
-        x_BSD = shard(x_BSD + mixed_BSD, "batch", "sequence", "residual")
-        x_BSD = x_BSD + self.mlp(self.mlp_norm(x_BSD))
-        return shard(x_BSD, "batch", "sequence", "residual"), cache
+        return jnp.einsum("BSF,FD->BSD", hidden_BSF, weight(self.down, dtype))

@@ -1,79 +1,80 @@
-"""Cross-entropy without the full logits. Axis letters as in layers.py, C positions of a chunk."""
+"""Cross-entropy without the full logits. Axis letters as in layers.py, C positions of a chunk.
+
+Every device works on its own tokens, against its own part of the vocabulary: under tensor parallelism sums over the
+vocabulary are added up over its shards. What the output matrix's gradient needs from other devices is exchanged once,
+at the end; the partitioner would reduce it after every chunk.
+"""
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from maxlm.parallel.sharding import shard
+from maxlm.parallel.sharding import manual, reduce_scatter, split_axes
+
+TOKENS, ROWS = ("batch", "sequence"), ("batch",)
+HIDDEN = ("batch", "sequence", None)
+OUTPUT, OUTPUT_GRADIENT = (None, "vocab"), ("table_embed", "vocab")
 
 
-def token_losses(x_BCD, output_DV, targets_BC) -> tuple[jax.Array, jax.Array]:
-    """Negative log-likelihood and log-partition function per position, in nats, float32 [B, C]."""
-    logits_BCV = jnp.einsum("BCD,DV->BCV", x_BCD, output_DV, preferred_element_type=jnp.float32)
-    logits_BCV = shard(logits_BCV, "batch", "sequence", "vocab")
-    log_partition_BC = jax.nn.logsumexp(logits_BCV, axis=-1)
-    # A masked sum instead of a gather: with the vocabulary sharded, each shard adds its own part.
-    is_target_BCV = jnp.arange(output_DV.shape[1]) == targets_BC[..., None]
-    target_BC = jnp.sum(jnp.where(is_target_BCV, logits_BCV, 0.0), axis=-1)
-    return log_partition_BC - target_BC, log_partition_BC
+class TokenLosses(NamedTuple):
+    """Of the positions of a chunk, in nats, float32."""
 
-
-def _chunk_loss(x_BCD, output_DV, targets_BC, weights_BC, z_loss: float):
-    """Regularised loss summed over a chunk, and per row the plain loss."""
-    # A where, not a product alone: a weight of 0 must also silence a value that is not finite, and its gradient.
-    x_BCD = jnp.where(weights_BC[..., None] > 0, x_BCD, 0)
-    nll_BC, log_partition_BC = token_losses(x_BCD, output_DV, targets_BC)
-    nll_BC = nll_BC * weights_BC
-    penalty = z_loss * jnp.sum(jnp.square(log_partition_BC) * weights_BC) if z_loss else 0.0
-    return jnp.sum(nll_BC) + penalty, jnp.sum(nll_BC, axis=1)
-
-
-def _chunked(array_BS, chunk: int):
-    """[B, S, ...] -> [chunks, B, C, ...], the last chunk padded with zeros (weight 0)."""
-    batch, length = array_BS.shape[:2]
-    chunks = -(-length // chunk)
-    padding = [(0, 0), (0, chunks * chunk - length)] + [(0, 0)] * (array_BS.ndim - 2)
-    return jnp.moveaxis(jnp.pad(array_BS, padding).reshape(batch, chunks, chunk, *array_BS.shape[2:]), 1, 0)
+    nll_BC: jax.Array  # negative log-likelihood of the target
+    log_partition_BC: jax.Array
+    logits_BCV: jax.Array
+    is_target_BCV: jax.Array
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def cross_entropy(x_BSD, output_DV, targets_BS, weights_BS, chunk: int, z_loss: float):
     """Weighted cross-entropy summed over the batch: (sum + z_loss * sum of squared log-partitions, sums per row [B]).
 
-    Only `chunk` positions of a row have logits at one time. Differentiation computes each chunk's gradient beside
-    its loss, while its logits exist, so nothing of vocabulary size is kept and the product with the output matrix
-    is not computed a second time. The second result carries no gradient. Sums are float32; z-loss as in PaLM
-    (Chowdhery et al. 2022, section 5).
+    Only `chunk` positions of a row (of each context shard's part of it) have logits at one time. Differentiation
+    computes each chunk's gradient beside its loss, while its logits exist, so nothing of vocabulary size is kept and
+    the product with the output matrix is not computed a second time. The second result carries no gradient. Sums are
+    float32; z-loss as in PaLM (Chowdhery et al. 2022, section 5).
     """
-    chunk = min(chunk, x_BSD.shape[1])
 
-    def step(total, inputs):
-        loss, nll_B = _chunk_loss(inputs[0], output_DV, inputs[1], inputs[2], z_loss)
-        return (total[0] + loss, total[1] + nll_B), None
+    def run(x_BSD, output_DV, targets_BS, weights_BS):
+        def step(total, inputs):
+            x_BCD, targets_BC, weights_BC = inputs
+            found = token_losses(_silenced(x_BCD, weights_BC), output_DV, targets_BC)
+            return _added(total, found, weights_BC, z_loss), None
 
-    start = (jnp.float32(0), jnp.zeros(x_BSD.shape[0], jnp.float32))
-    chunks = tuple(_chunked(array, chunk) for array in (x_BSD, targets_BS, weights_BS))
-    return jax.lax.scan(step, start, chunks)[0]
+        chunks = tuple(_chunked(array, chunk) for array in (x_BSD, targets_BS, weights_BS))
+        total, _ = jax.lax.scan(step, _zero(x_BSD.shape[0]), chunks)
+        return _over_devices(total)
+
+    run = manual(run, (HIDDEN, OUTPUT, TOKENS, TOKENS), ((), ROWS))
+    return run(x_BSD, output_DV, targets_BS, weights_BS)
 
 
 def _forward(x_BSD, output_DV, targets_BS, weights_BS, chunk: int, z_loss: float):
-    batch, length, width = x_BSD.shape
-    chunk = min(chunk, length)
-    gradient = jax.value_and_grad(_chunk_loss, argnums=(0, 1), has_aux=True)
+    def run(x_BSD, output_DV, targets_BS, weights_BS):
+        def step(carry, inputs):
+            total, d_output_DV = carry
+            x_BCD, targets_BC, weights_BC = inputs
+            x_BCD = _silenced(x_BCD, weights_BC)
+            found = token_losses(x_BCD, output_DV, targets_BC)
+            d_logits_BCV = _d_logits(found, weights_BC, z_loss).astype(x_BCD.dtype)
+            d_output_DV += jnp.einsum("BCD,BCV->DV", x_BCD, d_logits_BCV, preferred_element_type=jnp.float32)
+            dx_BCD = jnp.einsum("BCV,DV->BCD", d_logits_BCV, output_DV, preferred_element_type=jnp.float32)
+            dx_BCD = jax.lax.psum(dx_BCD.astype(x_BCD.dtype), split_axes("vocab"))
+            return (_added(total, found, weights_BC, z_loss), d_output_DV), dx_BCD
 
-    def step(total, inputs):
-        x_BCD, targets_BC, weights_BC = inputs
-        (loss, nll_B), (dx_BCD, d_output_DV) = gradient(x_BCD, output_DV, targets_BC, weights_BC, z_loss)
-        sums = (total[0] + loss, total[1] + nll_B, total[2] + d_output_DV.astype(jnp.float32))
-        return sums, shard(dx_BCD, "batch", "sequence", "residual")
+        chunks = tuple(_chunked(array, chunk) for array in (x_BSD, targets_BS, weights_BS))
+        start = (_zero(x_BSD.shape[0]), jnp.zeros(output_DV.shape, jnp.float32))
+        (total, d_output_DV), dx = jax.lax.scan(step, start, chunks)
+        d_output_DV = reduce_scatter(d_output_DV, 0, "table_embed")
+        others = set(split_axes("batch") + split_axes("sequence")) - set(split_axes("table_embed"))
+        dx_BSD = jnp.moveaxis(dx, 0, 1).reshape(x_BSD.shape[0], -1, x_BSD.shape[2])[:, : x_BSD.shape[1]]
+        return _over_devices(total), dx_BSD, jax.lax.psum(d_output_DV, tuple(others))
 
-    zeros_DV = shard(jnp.zeros(output_DV.shape, jnp.float32), "embed", "vocab")
-    start = (jnp.float32(0), jnp.zeros(batch, jnp.float32), zeros_DV)
-    chunks = tuple(_chunked(array, chunk) for array in (x_BSD, targets_BS, weights_BS))
-    (loss, nll_B, d_output_DV), dx = jax.lax.scan(step, start, chunks)
-    dx_BSD = jnp.moveaxis(dx, 0, 1).reshape(batch, -1, width)[:, :length]
-    return (loss, nll_B), (dx_BSD, d_output_DV.astype(output_DV.dtype))
+    run = manual(run, (HIDDEN, OUTPUT, TOKENS, TOKENS), (((), ROWS), HIDDEN, OUTPUT_GRADIENT))
+    total, dx_BSD, d_output_DV = run(x_BSD, output_DV, targets_BS, weights_BS)
+    return total, (dx_BSD, d_output_DV.astype(output_DV.dtype))
 
 
 def _backward(chunk: int, z_loss: float, gradients, cotangents):
@@ -83,3 +84,58 @@ def _backward(chunk: int, z_loss: float, gradients, cotangents):
 
 
 cross_entropy.defvjp(_forward, _backward)
+
+
+def token_losses(x_BCD, output_DV, targets_BC) -> TokenLosses:
+    """Losses of positions, whose logits these are, against this device's part of the vocabulary."""
+    axes = split_axes("vocab")
+    logits_BCV = jnp.einsum("BCD,DV->BCV", x_BCD, output_DV, preferred_element_type=jnp.float32)
+    largest_BC = jnp.max(logits_BCV, axis=-1)
+    if axes:
+        largest_BC = jax.lax.pmax(largest_BC, axes)
+        targets_BC = targets_BC - output_DV.shape[1] * jax.lax.axis_index(axes)
+    # A masked sum instead of a gather: with the vocabulary sharded, each shard adds its own part.
+    is_target_BCV = jnp.arange(output_DV.shape[1]) == targets_BC[..., None]
+    partition_BC = jnp.sum(jnp.exp(logits_BCV - largest_BC[..., None]), axis=-1)
+    target_BC = jnp.sum(jnp.where(is_target_BCV, logits_BCV, 0.0), axis=-1)
+    partition_BC, target_BC = jax.lax.psum((partition_BC, target_BC), axes)
+    log_partition_BC = largest_BC + jnp.log(partition_BC)
+    return TokenLosses(log_partition_BC - target_BC, log_partition_BC, logits_BCV, is_target_BCV)
+
+
+def _d_logits(found: TokenLosses, weights_BC, z_loss: float) -> jax.Array:
+    """Gradient of the regularised loss by the logits, float32 [B, C, V]: softmax - target, times the weight."""
+    softmax_BCV = jnp.exp(found.logits_BCV - found.log_partition_BC[..., None])
+    by_partition_BC = 1.0 + 2.0 * z_loss * found.log_partition_BC
+    return (softmax_BCV * by_partition_BC[..., None] - found.is_target_BCV) * weights_BC[..., None]
+
+
+def _silenced(x_BCD, weights_BC):
+    """A where, not a product alone: a weight of 0 must also silence a value that is not finite, and its gradient."""
+    return jnp.where(weights_BC[..., None] > 0, x_BCD, 0)
+
+
+def _zero(rows: int):
+    return jnp.float32(0), jnp.zeros(rows, jnp.float32)
+
+
+def _added(total, found: TokenLosses, weights_BC, z_loss: float):
+    nll_BC = found.nll_BC * weights_BC
+    penalty = z_loss * jnp.sum(jnp.square(found.log_partition_BC) * weights_BC) if z_loss else 0.0
+    return total[0] + jnp.sum(nll_BC) + penalty, total[1] + jnp.sum(nll_BC, axis=1)
+
+
+def _over_devices(total):
+    """The loss over all devices, and every row's over the shards of its sequence."""
+    loss, nll_B = total
+    sequence = split_axes("sequence")
+    return jax.lax.psum(loss, split_axes("batch") + sequence), jax.lax.psum(nll_B, sequence)
+
+
+def _chunked(array_BS, chunk: int):
+    """[B, S, ...] -> [chunks, B, C, ...], the last chunk padded with zeros (weight 0)."""
+    batch, length = array_BS.shape[:2]
+    chunk = min(chunk, length)
+    chunks = -(-length // chunk)
+    padding = [(0, 0), (0, chunks * chunk - length)] + [(0, 0)] * (array_BS.ndim - 2)
+    return jnp.moveaxis(jnp.pad(array_BS, padding).reshape(batch, chunks, chunk, *array_BS.shape[2:]), 1, 0)

@@ -17,7 +17,7 @@ from jax.ad_checkpoint import checkpoint_name
 from maxlm.config import ModelConfig, MoeConfig
 from maxlm.model.dispatch import Routes, exchange, grouped_product, plan_routes, take_rows
 from maxlm.model.layers import MLP, parameter
-from maxlm.parallel.sharding import manual, split_axes
+from maxlm.parallel.sharding import all_gather, manual, split_axes
 
 
 class RouterStats(NamedTuple):
@@ -98,11 +98,11 @@ class MoE(nnx.Module):
 def _routed(x_BSD, segment_ids_BS, params: dict, *, moe: MoeConfig, platform: str, padded: bool, pieces: int):
     """One device's part: its tokens [b, s, D] through the experts, wherever these are."""
     bias_E = jax.lax.stop_gradient(params["bias"]) if "bias" in params else None
-    choice = _route(x_BSD, segment_ids_BS > 0, _gather(params["router"], 0, "embed"), bias_E, moe)
+    choice = _route(x_BSD, segment_ids_BS > 0, all_gather(params["router"], 0, "embed"), bias_E, moe)
     axis = next(iter(split_axes("experts")), None)
     # Cast first: half the bytes to gather.
-    weights = [_gather(params[name].astype(x_BSD.dtype), 1, "expert_embed") for name in ("gate", "up")]
-    weights.append(_gather(params["down"].astype(x_BSD.dtype), 2, "expert_embed"))
+    weights = [all_gather(params[name].astype(x_BSD.dtype), 1, "expert_embed") for name in ("gate", "up")]
+    weights.append(all_gather(params["down"].astype(x_BSD.dtype), 2, "expert_embed"))
 
     def piece(_, tokens):
         x_ND, expert_NK, weight_NK = tokens
@@ -201,12 +201,6 @@ def updated_bias(bias_LE: jax.Array, load_LE: jax.Array, rate: float) -> jax.Arr
     """
     load_LE = load_LE.astype(jnp.float32)
     return bias_LE + rate * jnp.sign(jnp.mean(load_LE, axis=-1, keepdims=True) - load_LE)
-
-
-def _gather(w: jax.Array, dimension: int, axis: str) -> jax.Array:
-    """A parameter whole along one dimension. Its gradient is summed straight into the shards, by a reduce-scatter."""
-    axes = split_axes(axis)
-    return jax.lax.all_gather(w, axes, axis=dimension, tiled=True) if axes else w
 
 
 def _sum(tree, axes: tuple[str, ...]):

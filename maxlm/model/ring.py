@@ -23,8 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
-from maxlm.errors import ConfigError
-from maxlm.model.attention import visible
+from maxlm.model.mask import visible
 
 # Positions of a block. Float32 scores of 512 x 512 positions and 32 heads are 32 MiB a row of the batch; smaller blocks
 # read and write the running sums more often, larger ones take more memory for little.
@@ -34,28 +33,11 @@ BLOCK = 512
 MASKED, START = -1e30, -1e20
 
 
-def zigzag(seq_len: int, shards: int) -> np.ndarray:
-    """The order in which the context shards hold a sequence, int32 [S]: position -> index in the sequence.
-
-    The sequence is cut in 2 * shards chunks; shard r holds chunks r and 2 * shards - 1 - r.
-    """
-    if shards == 1:
-        return np.arange(seq_len, dtype=np.int32)
-    if seq_len % (2 * shards):
-        nearest = max(1, round(seq_len / (2 * shards))) * 2 * shards
-        raise ConfigError(
-            f"data.seq_len: {seq_len} is not divisible by 2 x mesh.context = {2 * shards}, the number of chunks that "
-            f"balance a causal mask; the nearest that works is {nearest}"
-        )
-    chunks = np.arange(seq_len, dtype=np.int32).reshape(2 * shards, -1)
-    return np.stack([chunks[:shards], chunks[shards:][::-1]], axis=1).reshape(-1)
-
-
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def ring_attention(q_BSHE, k_BSKE, v_BSKE, segment_ids_BS, window: int | None, axis: str = "context") -> jax.Array:
     """Causal grouped-query attention, to be called where the mesh axis `axis` is manual; returns [B, S, H, E].
 
-    The arguments are this device's shards, S positions, of sequences in the order of `zigzag`. Equals `reference`
+    The arguments are this device's shards, S positions, of sequences in `sequence_order`. Equals `reference`
     under the mask of `visible` over the sequence's own order. Scores, statistics of the softmax and all sums are
     float32. The result is named "attention" for remat policies. For speed, half of S should have a divisor near, not
     above, BLOCK.
@@ -256,7 +238,7 @@ def _indices(owner, shards: int, blocks: int, block: int) -> jax.Array:
 def _block_count(length: int) -> int:
     """Blocks of a shard: an even number, as few as BLOCK allows."""
     if length % 2:
-        raise ValueError(f"a shard of {length} positions is not made of two chunks; see zigzag")
+        raise ValueError(f"a shard of {length} positions is not made of two chunks; see `sequence_order`")
     return next(count for count in range(2, length + 1, 2) if length % count == 0 and length // count <= BLOCK)
 
 

@@ -1,58 +1,78 @@
 """Where arrays live: one table from logical axes to mesh axes, used for parameters and activations alike.
 
-Model code names what an axis means ("heads", "embed"); this table alone says which mesh axis it is split over.
+Model code names what an axis means ("heads", "embed"); this table alone says which mesh axes it is split over.
 """
 
+import functools
 import math
 from collections.abc import Callable, Sequence
+from contextvars import ContextVar
+from typing import Any
 
 import jax
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from maxlm.errors import ConfigError
 
+# The mesh axes that only share the batch shard the parameters as well, or every parameter would stand on each of them.
+SHARDERS = ("fsdp", "context", "expert")
+
 RULES: dict[str, tuple[str, ...]] = {
     # activations
-    "batch": ("data", "fsdp", "expert"),
+    "batch": ("pipeline", "data", "fsdp", "expert"),
     "sequence": ("context",),
-    "residual": (),
+    "sequence_split": ("context", "tensor"),  # of the residual stream, with parallel.sequence
     # parameters
     "vocab": ("tensor",),
-    "embed": ("fsdp", "context", "expert"),
+    "table_embed": ("pipeline", *SHARDERS),  # embedding table and output matrix, which no stage owns
+    "embed": SHARDERS,
     "heads": ("tensor",),
     "kv_heads": ("tensor",),
     "head_dim": (),
     "mlp": ("tensor",),
+    "norm": (),
     "experts": ("expert",),
     "expert_embed": ("fsdp", "context"),
     "experts_router": (),
-    "norm": (),
-    "layers": (),
+    "layers": ("pipeline",),
+    "repeats": (),
 }
+
+# Axes of parameters that are gathered where they are used; parallel.zero = 1 does not split them in the first place.
+GATHERED = frozenset({"table_embed", "embed", "expert_embed"})
 
 # The configuration key that sets the length of a logical axis, for error messages.
 CONFIG_KEYS = {
     "vocab": "model.vocab_size",
+    "table_embed": "model.embed_dim",
     "embed": "model.embed_dim",
+    "expert_embed": "model.embed_dim",
     "heads": "model.num_heads",
     "kv_heads": "model.num_kv_heads",
     "mlp": "model.mlp_dim",
     "experts": "model.moe.num_experts",
-    "expert_embed": "model.embed_dim",
+    "layers": "model.num_layers",
 }
 
+# The mesh as it was before the `manual` whose function is being traced: its automatic axes are those that it split.
+_mesh_of_manual: ContextVar[AbstractMesh | None] = ContextVar("mesh_of_manual", default=None)
+
 LogicalAxes = Sequence[str | None]
+AnyMesh = Mesh | AbstractMesh
 
 
-def partition_spec(axes: LogicalAxes, mesh: Mesh | AbstractMesh) -> PartitionSpec:
-    """PartitionSpec of an array with these logical axes; mesh axes of size 1 are left out.
+def partition_spec(axes: LogicalAxes, mesh: AnyMesh, shape: Sequence[int] | None = None) -> PartitionSpec:
+    """PartitionSpec of an array with these logical axes.
+
+    Mesh axes of size 1 are left out, and those that a surrounding `shard_map` has split already. With a shape,
+    key/value heads that are fewer than the tensor shards, and divide them, are replicated.
 
     Raises ValueError naming both logical axes when two of them claim one mesh axis.
     """
     claimed: dict[str, str] = {}
     entries: list[tuple[str, ...] | None] = []
-    for axis in axes:
-        names = _mesh_axes(axis, mesh)
+    for number, axis in enumerate(axes):
+        names = mesh_axes(axis, mesh, None if shape is None else shape[number])
         for name in names:
             if name in claimed:
                 raise ValueError(f"logical axes '{claimed[name]}' and '{axis}' both claim the mesh axis '{name}'")
@@ -61,67 +81,140 @@ def partition_spec(axes: LogicalAxes, mesh: Mesh | AbstractMesh) -> PartitionSpe
     return PartitionSpec(*entries)
 
 
-def _mesh_axes(axis: str | None, mesh: Mesh | AbstractMesh) -> tuple[str, ...]:
-    return tuple(name for name in RULES[axis] if mesh.shape.get(name, 1) > 1) if axis else ()
+def mesh_axes(axis: str | None, mesh: AnyMesh | None = None, size: int | None = None) -> tuple[str, ...]:
+    """The mesh axes that split a logical axis of this size, on the mesh given or set by `jax.set_mesh`."""
+    mesh = jax.sharding.get_abstract_mesh() if mesh is None else mesh
+    if axis is None or mesh.empty:
+        return ()
+    names = tuple(name for name in RULES[axis] if mesh.shape.get(name, 1) > 1 and name not in _manual_axes(mesh))
+    shards = math.prod(mesh.shape[name] for name in names)
+    replicated = axis == "kv_heads" and size is not None and size < shards and shards % size == 0
+    return () if replicated else names
 
 
-def named_sharding(axes: LogicalAxes, mesh: Mesh) -> NamedSharding:
-    return NamedSharding(mesh, partition_spec(axes, mesh))
+def _manual_axes(mesh: AnyMesh) -> set[str]:
+    return {name for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Manual}
 
 
-def tree_shardings(axes: dict, mesh: Mesh) -> dict:
-    """Shardings of a nested dict of parameters, given the dict of their logical axes."""
-    return jax.tree.map(lambda names: named_sharding(names, mesh), axes, is_leaf=lambda node: isinstance(node, tuple))
+def named_sharding(axes: LogicalAxes, mesh: Mesh, shape: Sequence[int] | None = None) -> NamedSharding:
+    return NamedSharding(mesh, partition_spec(axes, mesh, shape))
+
+
+def tree_shardings(axes: dict, shapes: dict, mesh: Mesh) -> dict:
+    """Shardings of a nested dict of parameters, given the dicts of their logical axes and of their shapes."""
+    return jax.tree.map(lambda leaf, names: named_sharding(names, mesh, leaf.shape), shapes, axes)
+
+
+def replicated(axes: LogicalAxes) -> tuple[str | None, ...]:
+    """The logical axes of a parameter once it is gathered for use."""
+    return tuple(None if axis in GATHERED else axis for axis in axes)
 
 
 def shard(x: jax.Array, *axes: str | None) -> jax.Array:
     """Constrain an activation inside jit to the mesh set by `jax.set_mesh`; without a mesh, return it unchanged."""
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty:
+    if mesh.empty or not set(mesh.axis_names) - _manual_axes(mesh):
         return x
-    return jax.lax.with_sharding_constraint(x, partition_spec(axes, mesh))
+    return jax.lax.with_sharding_constraint(x, partition_spec(axes, mesh, x.shape))
 
 
-def manual(function: Callable, in_axes, out_axes) -> Callable:
-    """The function run once per device on its shards, with collectives of its own, under the mesh of `jax.set_mesh`.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def reshard(x: jax.Array, axes: tuple[str | None, ...], gradient_axes: tuple[str | None, ...]) -> jax.Array:
+    """`shard` with a place of its own for the gradient.
 
-    `in_axes` holds the logical axes of every argument and `out_axes` those of the result, in its structure. All mesh
-    axes that are still automatic become manual (some are manual already inside a pipeline's stage): a Pallas kernel
-    is compiled only where none is left. Without a mesh of several devices it is the function itself.
+    Where x is gathered for use its gradient is to be scattered; the transposed constraint of `shard` would first ask
+    for the sum whole on every device.
+    """
+    return shard(x, *axes)
+
+
+reshard.defvjp(
+    lambda x, axes, gradient_axes: (shard(x, *axes), None),
+    lambda axes, gradient_axes, _, gradient: (shard(gradient, *gradient_axes),),
+)
+
+
+def manual(function: Callable, in_axes: tuple, out_axes: Any) -> Callable:
+    """`function` on every device's own shards (a `shard_map` over all automatic axes of the mesh).
+
+    `in_axes` has for each argument, `out_axes` for the result, a tuple of logical axes, or a tree of such tuples.
+    Without a mesh it is the function itself, so it may use a collective only over an axis of `axis_size` above 1.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1:
+    if mesh.empty:
         return function
-    automatic = {name for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Auto}
 
-    def specs(axes):
+    def specs(axes: Any) -> Any:
         return jax.tree.map(lambda names: partition_spec(names, mesh), axes, is_leaf=_is_axes)
 
-    # The check of what varies over which axis refuses kernels that do not declare it, as megablox's.
-    return jax.shard_map(
-        function, in_specs=specs(in_axes), out_specs=specs(out_axes), axis_names=automatic, check_vma=False
-    )
+    def run(*arguments: Any) -> Any:
+        outer = _mesh_of_manual.set(mesh)
+        try:
+            return function(*arguments)
+        finally:
+            _mesh_of_manual.reset(outer)
+
+    automatic = set(mesh.axis_names) - _manual_axes(mesh)
+    return jax.shard_map(run, in_specs=specs(in_axes), out_specs=specs(out_axes), axis_names=automatic, check_vma=False)
+
+
+def _is_axes(node: Any) -> bool:
+    return isinstance(node, tuple) and all(axis is None or isinstance(axis, str) for axis in node)
 
 
 def split_axes(axis: str) -> tuple[str, ...]:
-    """Mesh axes of more than one device that split a logical axis: what a collective inside `manual` runs over."""
-    return _mesh_axes(axis, jax.sharding.get_abstract_mesh())
+    """The mesh axes over which the surrounding `manual` has split a logical axis: what a collective in it runs over."""
+    mesh = _mesh_of_manual.get()
+    return mesh_axes(axis, mesh) if mesh else ()
 
 
-def _is_axes(node) -> bool:
-    return isinstance(node, tuple) and all(name is None or isinstance(name, str) for name in node)
+def all_gather(x: jax.Array, dimension: int, axis: str) -> jax.Array:
+    """Inside `manual`: x whole along a dimension, which is split as this logical axis; its gradient is scattered.
+
+    One mesh axis after the other, the last one first: for several at once TPUs use all-reduces, twice the bytes.
+    """
+    for name in reversed(split_axes(axis)):
+        x = jax.lax.all_gather(x, name, axis=dimension, tiled=True)
+    return x
 
 
-def batch_shards() -> int:
-    """Number of shards of the batch on the mesh set by `jax.set_mesh`."""
-    mesh = jax.sharding.get_abstract_mesh()
-    return math.prod(mesh.shape.get(name, 1) for name in RULES["batch"])
+def reduce_scatter(x: jax.Array, dimension: int, axis: str) -> jax.Array:
+    """Inside `manual`: the sum of all shards' x, of which each keeps its part of a dimension; undoes `all_gather`."""
+    for name in split_axes(axis):
+        x = jax.lax.psum_scatter(x, name, scatter_dimension=dimension, tiled=True)
+    return x
+
+
+def axis_size(name: str) -> int:
+    """Size of an axis of the mesh set by `jax.set_mesh`; 1 without a mesh."""
+    return jax.sharding.get_abstract_mesh().shape.get(name, 1)
+
+
+def split_batch(x_B: jax.Array, count: int, *rest: str | None) -> jax.Array:
+    """[B, ...] -> [count, B / count, ...], each shard of the batch giving a part of its own rows: nothing moves.
+
+    `rest` names the logical axes after the first.
+    """
+    shards = _batch_shards()
+    parts = x_B.reshape(shards, count, -1, *x_B.shape[1:]).swapaxes(0, 1)
+    return shard(parts.reshape(count, -1, *x_B.shape[1:]), None, "batch", *rest)
+
+
+def join_batch(x_Ab: jax.Array, *rest: str | None) -> jax.Array:
+    """The inverse of `split_batch`."""
+    count, shards = x_Ab.shape[0], _batch_shards()
+    joined = x_Ab.reshape(count, shards, -1, *x_Ab.shape[2:]).swapaxes(0, 1)
+    return shard(joined.reshape(-1, *x_Ab.shape[2:]), "batch", *rest)
+
+
+def _batch_shards() -> int:
+    return math.prod(axis_size(name) for name in mesh_axes("batch"))
 
 
 def check_divisible(axes: LogicalAxes, shape: Sequence[int], mesh: Mesh) -> None:
     """Raise `ConfigError` when a parameter's axis does not divide over its mesh axes."""
     for axis, size in zip(axes, shape, strict=True):
-        names = _mesh_axes(axis, mesh)
+        names = mesh_axes(axis, mesh, size)
         parts = math.prod(mesh.shape[name] for name in names)
         if size % parts:
             raise ConfigError(

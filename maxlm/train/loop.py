@@ -24,7 +24,7 @@ from maxlm.train.position import Position
 from maxlm.train.run import Run
 from maxlm.train.schedule import learning_rate
 from maxlm.train.signals import StopRequest
-from maxlm.train.state import TrainState
+from maxlm.train.state import TrainState, expert_load
 
 REPORT = "report.html"
 
@@ -132,7 +132,8 @@ def write_line(run: Run, line: Line, now: Position, meter: Meter, progress: Prog
         {"step": line.position.step, "tokens": line.position.tokens, "target_tokens": now.target_tokens}
         | {name: float(value) for name, value in values.items()}
         | {"learning_rate": line.learning_rate, "skipped": int(sums.skipped)}
-        | {"loss_by_source": losses, "tokens_by_source": targets}
+        | {"loss_by_source": losses, "tokens_by_source": targets, "bubble": run.bubble}
+        | expert_load(sums)
         | meter.take(line.metrics, run.config.train.batch_tokens)
     )
     run.metrics.log(written)

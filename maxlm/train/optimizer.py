@@ -9,6 +9,7 @@ import optax
 from optax.contrib import MuonDimensionNumbers, scale_by_muon
 
 from maxlm.config import OptimizerConfig
+from maxlm.model.layers import TABLE
 
 # Root mean square of AdamW's update, to which Muon's is scaled so that one learning rate serves both
 # (Liu et al. 2025, "Muon is Scalable for LLM Training", section 2.2).
@@ -21,7 +22,12 @@ REDUCED = {
     ("heads", "head_dim", "embed"): (0, 1),
     ("embed", "mlp"): (0,),
     ("mlp", "embed"): (0,),
+    ("expert_embed", "mlp"): (0,),
+    ("mlp", "expert_embed"): (0,),
 }
+
+# Leading axes, over which there is one matrix each.
+STACKED = ("repeats", "layers", "experts")
 
 
 def build(config: OptimizerConfig, axes: dict) -> optax.GradientTransformation:
@@ -40,13 +46,13 @@ def build(config: OptimizerConfig, axes: dict) -> optax.GradientTransformation:
 
 
 def decays(axes: tuple[str, ...]) -> bool:
-    """Matrices decay; norms and the embedding table (tied or not) do not."""
-    return axes != ("vocab", "embed") and "norm" not in axes
+    """Matrices decay; norms, biases and the embedding table (tied or not) do not."""
+    return axes != TABLE and len([axis for axis in axes if axis not in STACKED]) > 1
 
 
 def muon_dimensions(axes: tuple[str, ...]) -> MuonDimensionNumbers | optax.MaskedNode:
     """How a layer's matrix is seen as input x output, one per entry of the leading axes; masked for AdamW's."""
-    stack = sum(axis == "layers" for axis in axes)
+    stack = sum(axis in STACKED for axis in axes)
     if not stack or axes[stack:] not in REDUCED:
         return optax.MaskedNode()
     reduced = tuple(stack + axis for axis in REDUCED[axes[stack:]])

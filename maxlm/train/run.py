@@ -24,17 +24,20 @@ from maxlm.evaluate.perplexity import evaluate
 from maxlm.model import counts
 from maxlm.parallel.agreement import by_first, everywhere, gather, is_first, together
 from maxlm.parallel.batch import addressed_rows, place
-from maxlm.parallel.mesh import build_mesh, check_batch
+from maxlm.parallel.mesh import bubble_fraction, build_mesh, check_batch
 from maxlm.report.metrics import MetricsWriter
 from maxlm.train import resume
 from maxlm.train.position import Position
 from maxlm.train.state import (
     TrainState,
     abstract_batch,
+    abstract_canonical,
     abstract_state,
     blueprint,
+    from_canonical,
     initial_state,
     replicated_scalar,
+    to_canonical,
 )
 from maxlm.train.step import compile_step
 
@@ -53,6 +56,7 @@ class Run:
             check_batch(config, self.mesh)
             self.sources = open_sources(config.data, config.model.vocab_size)
             self.plan = blueprint(config, self.mesh, len(self.sources.train))
+            self.bubble = bubble_fraction(config, self.mesh)
             self.rows = addressed_rows(config.batch_size, self.mesh)
         self._stack, self._reader = ExitStack(), ExitStack()
 
@@ -108,8 +112,7 @@ class Run:
         resume.check_manifests(saved["manifests"], self.manifests, self.config)
         before = configuration.validate(saved["config"], Config, "the checkpoint's configuration")
         changes = resume.recorded_changes(before, self.config)
-        state = TrainState(items["params"], items["optimizer"], *items["counters"])
-        return state, Position.from_json(saved).edited(self.config), changes
+        return self._state(items), Position.from_json(saved).edited(self.config), changes
 
     def _earlier_config(self) -> Config | None:
         """The configuration of the run that the directory holds, if it has come to a checkpoint."""
@@ -165,6 +168,7 @@ class Run:
             "manifests": self.manifests,
             "tokenizer": self.tokenizer.model_dump(mode="json"),
         }
+        state = to_canonical(state, self.plan)
         counters = (state.window, state.sums)
         self.checkpoints.save(position.step, state.params, state.optimizer, counters, run)
         return time.monotonic() - began
@@ -186,7 +190,7 @@ class Run:
             "rewind", position.step, from_step=position.step, to_step=back.step, examples_skipped=skipped
         )
         report(f"{story}: back to step {back.step}, {skipped:,} examples are left out")
-        return TrainState(items["params"], items["optimizer"], *items["counters"]), back
+        return self._state(items), back
 
     def evaluate(self, params: dict, position: Position, goodput: float) -> str:
         """Held-out loss of every validation source into eval.jsonl; returns a line for people."""
@@ -236,6 +240,9 @@ class Run:
             },
         }
 
+    def _state(self, items: dict[str, Any]) -> TrainState:
+        return from_canonical(TrainState(items["params"], items["optimizer"], *items["counters"]), self.plan)
+
     def _abstract_items(self) -> dict[str, Any]:
-        state = abstract_state(self.plan)
+        state = abstract_canonical(self.plan)
         return {"params": state.params, "optimizer": state.optimizer, "counters": (state.window, state.sums)}

@@ -5,15 +5,21 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from maxlm.config import Config
+from maxlm.config import Config, ModelConfig
+from maxlm.errors import ConfigError
 from maxlm.model import decoder
-from maxlm.parallel.sharding import check_divisible, named_sharding, tree_shardings
+from maxlm.parallel.batch import BATCH_AXES
+from maxlm.parallel.mesh import check_layers
+from maxlm.parallel.sharding import check_divisible, named_sharding, replicated
 from maxlm.train import optimizer
 from maxlm.train.faults import Window, empty_window
+
+HOST_MEMORY = "pinned_host"
 
 
 class Sums(NamedTuple):
@@ -22,6 +28,22 @@ class Sums(NamedTuple):
     nll: jax.Array  # float32 [sources], nats
     targets: jax.Array  # uint32 [sources], target tokens
     skipped: jax.Array  # int32, steps
+    load: dict[str, jax.Array]  # uint32 [blocks, experts] per position with experts: tokens that each expert processed
+    dropped: jax.Array  # int32, assignments of tokens to experts that were not processed
+
+
+def expert_load(sums: Sums) -> dict[str, Any]:
+    """Fields of a line of the metrics, from sums on the host; none for a model without experts.
+
+    Every expert's share of the assignments of all layers, the fullest expert of any layer as a multiple of that
+    layer's mean, and the assignments that were dropped.
+    """
+    if not sums.load:
+        return {}
+    load_LE = np.concatenate([np.asarray(load, np.float64) for load in sums.load.values()])
+    fullest = np.max(load_LE.max(1) / np.maximum(load_LE.mean(1), 1))
+    share_E = load_LE.sum(0) / max(load_LE.sum(), 1)
+    return {"expert_load": share_E.tolist(), "expert_max_load": float(fullest), "expert_dropped": int(sums.dropped)}
 
 
 class TrainState(NamedTuple):
@@ -39,7 +61,8 @@ class Blueprint:
     num_sources: int
     mesh: Mesh
     graphdef: nnx.GraphDef
-    axes: dict
+    axes: dict  # logical axes of the parameters, as gradients and moments are sharded
+    state_axes: TrainState  # of everything, as it is stored between steps
     transform: optax.GradientTransformation
     abstract: TrainState  # shapes and types
     shardings: TrainState
@@ -54,25 +77,54 @@ def compute_dtype(config: Config, platform: str) -> Any:
 
 def blueprint(config: Config, mesh: Mesh, num_sources: int) -> Blueprint:
     """Lay out a run on a mesh without touching a device; raises `ConfigError` where a size does not divide."""
-    dtype = compute_dtype(config, mesh.devices.flat[0].platform)
-    options = {"params_dtype": jnp.dtype(config.precision.params), "dtype": dtype, "remat": config.remat.policy}
+    check_layers(config, mesh)
+    platform = mesh.devices.flat[0].platform
+    dtype = compute_dtype(config, platform)
+    options = {
+        "params_dtype": jnp.dtype(config.precision.params),
+        "dtype": dtype,
+        "remat": config.remat.policy,
+        "pipeline": config.pipeline,
+        "parallel": config.parallel,
+        "platform": platform,
+    }
     graphdef, shapes, axes = decoder.abstract(config.model, **options)
-    _check_shapes(shapes, axes, mesh)
+    jax.tree.map(lambda leaf, names: check_divisible(names, leaf.shape, mesh), shapes, axes)
     transform = optimizer.build(config.optimizer, axes)
     abstract = jax.eval_shape(lambda: _initial(config, transform, num_sources))
-    replicated = NamedSharding(mesh, PartitionSpec())
-    params = tree_shardings(axes, mesh)
-    moments = optax.tree_map_params(
+    stored = axes if config.parallel.zero == 3 else jax.tree.map(lambda _, names: replicated(names), shapes, axes)
+    state_axes = TrainState(stored, _moment_axes(transform, abstract, axes), *_unsharded(abstract[2:]))
+    shardings = jax.tree.map(lambda leaf, names: named_sharding(names, mesh, leaf.shape), abstract, state_axes)
+    if config.optimizer.offload:
+        shardings = shardings._replace(optimizer=_on_host(abstract.optimizer, shardings.optimizer, mesh))
+    return Blueprint(config, num_sources, mesh, graphdef, axes, state_axes, transform, abstract, shardings, dtype)
+
+
+def _moment_axes(transform: optax.GradientTransformation, abstract: TrainState, axes: dict) -> Any:
+    return optax.tree_map_params(
         transform,
-        lambda moment, sharding: moment if isinstance(moment, optax.MaskedNode) else sharding,
+        lambda moment, names: moment if isinstance(moment, optax.MaskedNode) else names,
         abstract.optimizer,
-        params,
-        transform_non_params=lambda _: replicated,
+        axes,
+        transform_non_params=_unsharded,
         is_leaf=lambda node: isinstance(node, optax.MaskedNode),
     )
-    rest = jax.tree.map(lambda _: replicated, (abstract.window, abstract.sums))
-    shardings = TrainState(params, moments, *rest)
-    return Blueprint(config, num_sources, mesh, graphdef, axes, transform, abstract, shardings, dtype)
+
+
+def _unsharded(tree: Any) -> Any:
+    return jax.tree.map(lambda leaf: (None,) * len(leaf.shape), tree)
+
+
+def _on_host(moments: Any, shardings: Any, mesh: Mesh) -> Any:
+    """Shardings in the hosts' memory, but for scalars; raises `ConfigError` where the platform has no such memory."""
+    device = mesh.devices.flat[0]
+    kinds = {memory.kind for memory in device.addressable_memories()}
+    if HOST_MEMORY not in kinds:
+        raise ConfigError(
+            f"optimizer.offload: {device.device_kind} offers {', '.join(sorted(kinds))} memory and no {HOST_MEMORY}; "
+            "set it to null"
+        )
+    return jax.tree.map(lambda leaf, s: s.with_memory_kind(HOST_MEMORY) if leaf.shape else s, moments, shardings)
 
 
 def initial_state(plan: Blueprint) -> TrainState:
@@ -95,27 +147,66 @@ def abstract_batch(plan: Blueprint) -> dict[str, jax.ShapeDtypeStruct]:
     """The global batch [B, S] of a step as shapes, types and shardings."""
     size, length = plan.config.batch_size, plan.config.data.seq_len
     types = dict.fromkeys(("tokens", "targets", "segment_ids", "positions"), jnp.int32) | {"weights": jnp.float32}
-    rows = named_sharding(("batch", None), plan.mesh)
-    batch = {name: jax.ShapeDtypeStruct((size, length), dtype, sharding=rows) for name, dtype in types.items()}
-    return batch | {"sources": jax.ShapeDtypeStruct((size,), jnp.int32, sharding=named_sharding(("batch",), plan.mesh))}
+    tokens, rows = (named_sharding(axes, plan.mesh) for axes in (BATCH_AXES, BATCH_AXES[:1]))
+    batch = {name: jax.ShapeDtypeStruct((size, length), dtype, sharding=tokens) for name, dtype in types.items()}
+    return batch | {"sources": jax.ShapeDtypeStruct((size,), jnp.int32, sharding=rows)}
 
 
 def replicated_scalar(plan: Blueprint, dtype: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct((), dtype, sharding=NamedSharding(plan.mesh, PartitionSpec()))
 
 
-def empty_sums(num_sources: int) -> Sums:
-    return Sums(jnp.zeros((num_sources,), jnp.float32), jnp.zeros((num_sources,), jnp.uint32), jnp.int32(0))
+def empty_sums(model: ModelConfig, num_sources: int) -> Sums:
+    positions = [p for p in range(model.period) if model.has_experts(model.first_layers + p)]
+    load = {str(p): jnp.zeros((model.num_blocks, model.moe.num_experts), jnp.uint32) for p in positions}
+    nll, targets = jnp.zeros((num_sources,), jnp.float32), jnp.zeros((num_sources,), jnp.uint32)
+    return Sums(nll, targets, jnp.int32(0), load, jnp.int32(0))
 
 
 def _initial(config: Config, transform: optax.GradientTransformation, num_sources: int) -> TrainState:
     dtype = jnp.dtype(config.precision.params)
-    params = decoder.initial_parameters(config.model, jax.random.key(config.seed), params_dtype=dtype)
-    return TrainState(params, transform.init(params), empty_window(config.faults), empty_sums(num_sources))
+    options = {"params_dtype": dtype, "pipeline": config.pipeline}
+    params = decoder.initial_parameters(config.model, jax.random.key(config.seed), **options)
+    return TrainState(
+        params, transform.init(params), empty_window(config.faults), empty_sums(config.model, num_sources)
+    )
 
 
-def _check_shapes(shapes: dict, axes: dict, mesh: Mesh) -> None:
-    for shape, names in zip(
-        jax.tree.leaves(shapes), jax.tree.leaves(axes, is_leaf=lambda n: isinstance(n, tuple)), strict=True
-    ):
-        check_divisible(names, shape.shape, mesh)
+def canonical_axes(axes: tuple[str | None, ...]) -> tuple[str | None, ...]:
+    """Logical axes of an array as a checkpoint holds it: layers in one row, whatever the pipeline's repeats."""
+    return axes[1:] if axes[:1] == ("repeats",) else axes
+
+
+def abstract_canonical(plan: Blueprint) -> TrainState:
+    """The state in a checkpoint's layout, sharded over this run's mesh."""
+
+    def leaf_of(leaf, names, sharding):
+        names, shape = canonical_axes(names), leaf.shape if canonical_axes(names) == names else _merged(leaf.shape)
+        place = named_sharding(names, plan.mesh, shape).with_memory_kind(sharding.memory_kind)
+        return jax.ShapeDtypeStruct(shape, leaf.dtype, sharding=place)
+
+    return jax.tree.map(leaf_of, plan.abstract, plan.state_axes, plan.shardings)
+
+
+def to_canonical(state: TrainState, plan: Blueprint) -> TrainState:
+    """The state in a checkpoint's layout; arrays that have it already are returned as they are."""
+    return jax.tree.map(
+        lambda leaf, wanted: _reshaped(leaf, wanted.shape, wanted.sharding), state, abstract_canonical(plan)
+    )
+
+
+def from_canonical(state: TrainState, plan: Blueprint) -> TrainState:
+    """The inverse of `to_canonical`."""
+    return jax.tree.map(
+        lambda leaf, wanted, place: _reshaped(leaf, wanted.shape, place), state, plan.abstract, plan.shardings
+    )
+
+
+def _merged(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return (shape[0] * shape[1], *shape[2:])
+
+
+def _reshaped(leaf: jax.Array, shape: tuple[int, ...], sharding: NamedSharding) -> jax.Array:
+    if leaf.shape == shape:
+        return leaf
+    return jax.jit(lambda x: x.reshape(shape), out_shardings=sharding)(leaf)

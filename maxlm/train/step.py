@@ -5,16 +5,20 @@ tokens of the whole global batch, so neither the mesh nor accumulation changes t
 """
 
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
 
 from maxlm.model.loss import cross_entropy
-from maxlm.parallel.sharding import batch_shards, shard
+from maxlm.model.moe import updated_bias
+from maxlm.parallel.batch import BATCH_AXES
+from maxlm.parallel.sharding import join_batch, shard, split_batch
 from maxlm.train import faults
-from maxlm.train.state import Blueprint, Sums, TrainState
+from maxlm.train.state import HOST_MEMORY, Blueprint, Sums, TrainState
 
 Batch = dict[str, jax.Array]
 
@@ -25,35 +29,38 @@ def train_step(state: TrainState, batch: Batch, learning_rate: jax.Array, *, pla
     Args:
         state: donated by the compiled step.
         batch: tokens, targets, segment_ids, positions int32 [B, S]; weights float32 [B, S], 1 where there is a
-            target; sources int32 [B].
+            target; sources int32 [B]. Columns are in `sequence_order`.
         learning_rate: float32 scalar.
         plan: structure and configuration, static.
     Returns: the next state, and scalars: loss (nats per target token, before regularisers), grad_norm (before
         clipping), param_norm, update_norm, skipped_in_row, and the sums since the host last took them.
     """
     config = plan.config
-    gradients, nll_B = summed_gradients(state.params, batch, plan)
+    gradients, counted = summed_gradients(state.params, batch, plan)
     targets_B = jnp.sum(batch["weights"], axis=1)
     num_targets = jnp.maximum(jnp.sum(targets_B), 1.0)
     gradients = jax.tree.map(lambda g: g / num_targets, gradients)
-    loss, grad_norm = jnp.sum(nll_B) / num_targets, optax.global_norm(gradients)
+    loss, grad_norm = jnp.sum(counted.nll_B) / num_targets, optax.global_norm(gradients)
 
     accept = faults.acceptable(state.window, loss, grad_norm, config.faults)
     if config.optimizer.clip_norm is not None:
         scale = jnp.minimum(1.0, config.optimizer.clip_norm / grad_norm)
         gradients = jax.tree.map(lambda g: g * scale, gradients)
-    direction, moments = plan.transform.update(gradients, state.optimizer, state.params)
+    # Moments that live in the hosts' memory come to the device for the update.
+    old_moments = jax.tree.map(_on_device, state.optimizer, plan.shardings.optimizer)
+    direction, moments = plan.transform.update(gradients, old_moments, state.params)
     updates = jax.tree.map(lambda d: d * learning_rate, direction)
     params = jax.tree.map(lambda p, u: p + u.astype(p.dtype), state.params, updates)
+    params = _balanced(params, counted.load, plan)
 
     def keep(new, old):
         return jax.tree.map(lambda n, o: jnp.where(accept, n, o), new, old)
 
     state = TrainState(
         keep(params, state.params),
-        keep(moments, state.optimizer),
+        keep(moments, old_moments),
         faults.record(state.window, loss, grad_norm, accept, config.faults),
-        _add(state.sums, nll_B, targets_B, batch["sources"], accept),
+        _add(state.sums, counted, targets_B, batch, accept, plan),
     )
     metrics = {
         "loss": loss,
@@ -66,21 +73,29 @@ def train_step(state: TrainState, batch: Batch, learning_rate: jax.Array, *, pla
     return state, metrics
 
 
-def summed_gradients(params: dict, batch: Batch, plan: Blueprint) -> tuple[dict, jax.Array]:
-    """Gradients of the loss summed over the targets, float32 and sharded as the parameters, and nats per row [B]."""
+class Counted(NamedTuple):
+    """What a batch's forward pass counts besides the loss that is differentiated."""
+
+    nll_B: jax.Array  # float32 [B], nats per row
+    load: dict[str, jax.Array]  # per position with experts [blocks, experts]
+
+
+def summed_gradients(params: dict, batch: Batch, plan: Blueprint) -> tuple[dict, Counted]:
+    """Gradients of the loss summed over the targets, float32 and sharded as the moments, and what was counted."""
     gradient = jax.value_and_grad(partial(_loss, plan=plan), has_aux=True)
     count = plan.config.train.accumulate
     if count == 1:
-        (_, nll_B), gradients = gradient(params, batch)
-        return _as_parameters(gradients, plan), nll_B
+        (_, counted), gradients = gradient(params, batch)
+        return _as_moments(gradients, plan), counted
 
     def microbatch(total, part):
-        (_, nll_b), gradients = gradient(params, part)
-        return jax.tree.map(jnp.add, total, _as_parameters(gradients, plan)), nll_b
+        (_, counted), gradients = gradient(params, part)
+        return jax.tree.map(jnp.add, total, _as_moments(gradients, plan)), counted
 
-    zeros = _as_parameters(jax.tree.map(jnp.zeros_like, params), plan)
-    gradients, nll_Ab = jax.lax.scan(microbatch, zeros, {name: _split(x, count) for name, x in batch.items()})
-    return gradients, _join(nll_Ab)
+    zeros = _as_moments(jax.tree.map(jnp.zeros_like, params), plan)
+    parts = {name: split_batch(x, count, *BATCH_AXES[1 : x.ndim]) for name, x in batch.items()}
+    gradients, counted = jax.lax.scan(microbatch, zeros, parts)
+    return gradients, Counted(join_batch(counted.nll_B), jax.tree.map(lambda load: jnp.sum(load, 0), counted.load))
 
 
 def compile_step(plan: Blueprint):
@@ -88,43 +103,61 @@ def compile_step(plan: Blueprint):
     return jax.jit(
         partial(train_step, plan=plan),
         donate_argnums=0,
-        out_shardings=(plan.shardings, jax.sharding.NamedSharding(plan.mesh, jax.sharding.PartitionSpec())),
+        out_shardings=(plan.shardings, NamedSharding(plan.mesh, PartitionSpec())),
     )
 
 
-def _loss(params: dict, batch: Batch, plan: Blueprint) -> tuple[jax.Array, jax.Array]:
-    """Regularised loss summed over the batch's target tokens, and plain loss per row."""
+def _loss(params: dict, batch: Batch, plan: Blueprint) -> tuple[jax.Array, Counted]:
+    """Regularised loss summed over the batch's target tokens, and what was counted."""
     model, config = nnx.merge(plan.graphdef, params), plan.config.loss
-    x_BSD, _ = model.hidden(batch["tokens"], batch["segment_ids"], batch["positions"])
-    output_DV = model.output_matrix()
-    return cross_entropy(x_BSD, output_DV, batch["targets"], batch["weights"], config.chunk, config.z_loss)
+    hidden = model.hidden(batch["tokens"], batch["segment_ids"], batch["positions"])
+    loss, nll_B = cross_entropy(
+        hidden.x_BSD, model.output_matrix(), batch["targets"], batch["weights"], config.chunk, config.z_loss
+    )
+    loss += sum(jnp.sum(router.penalty) for router in hidden.routers.values())
+    load = {position: jax.lax.stop_gradient(router.load_E) for position, router in hidden.routers.items()}
+    return loss, Counted(nll_B, load)
 
 
-def _as_parameters(gradients: dict, plan: Blueprint) -> dict:
+def _as_moments(gradients: dict, plan: Blueprint) -> dict:
     return jax.tree.map(lambda g, axes: shard(g.astype(jnp.float32), *axes), gradients, plan.axes)
 
 
-def _split(x_B: jax.Array, count: int) -> jax.Array:
-    """[B, ...] -> [A, B / A, ...], each shard of the batch giving a part of its own rows: nothing moves."""
-    shards = batch_shards()
-    parts = x_B.reshape(shards, count, -1, *x_B.shape[1:]).swapaxes(0, 1)
-    return shard(parts.reshape(count, -1, *x_B.shape[1:]), None, "batch", *[None] * (x_B.ndim - 1))
+def _on_device(moment: jax.Array, sharding: NamedSharding) -> jax.Array:
+    if sharding.memory_kind != HOST_MEMORY:
+        return moment
+    return jax.device_put(moment, sharding.with_memory_kind("device"))
 
 
-def _join(x_Ab: jax.Array) -> jax.Array:
-    """The inverse of `_split`."""
-    count, shards = x_Ab.shape[0], batch_shards()
-    return shard(x_Ab.reshape(count, shards, -1).swapaxes(0, 1).reshape(-1), "batch")
+def _balanced(params: dict, load: dict[str, jax.Array], plan: Blueprint) -> dict:
+    """Parameters with the routers' biases moved by the load of the whole step, where the model balances so."""
+    moe = plan.config.model.moe
+    if moe is None or moe.balance != "bias":
+        return params
+    blocks = dict(params["blocks"])
+    for position, load_LE in load.items():
+        mlp = blocks[position]["mlp"]
+        bias = updated_bias(mlp["bias"], load_LE.reshape(mlp["bias"].shape), moe.bias_rate)
+        blocks[position] = blocks[position] | {"mlp": mlp | {"bias": bias}}
+    return params | {"blocks": blocks}
 
 
-def _add(sums: Sums, nll_B, targets_B, sources_B, accept) -> Sums:
-    """Sums by source of the steps that count. An example belongs to one source, so rows are enough."""
-    source_BN = jax.nn.one_hot(sources_B, sums.nll.shape[0], dtype=jnp.float32)
+def _add(sums: Sums, counted: Counted, targets_B, batch: Batch, accept, plan: Blueprint) -> Sums:
+    """Sums of the steps that count. An example belongs to one source, so rows are enough."""
+    nll_B = counted.nll_B
+    source_BN = jax.nn.one_hot(batch["sources"], sums.nll.shape[0], dtype=jnp.float32)
     nll_N = jnp.where(accept, jnp.where(jnp.isfinite(nll_B), nll_B, 0.0) @ source_BN, 0.0)
     # Integer sums are exact beyond float32's 2^24.
     targets_N = jnp.sum(targets_B.astype(jnp.uint32)[:, None] * source_BN.astype(jnp.uint32), axis=0)
+    load = {position: load_LE.astype(jnp.uint32) for position, load_LE in counted.load.items()}
+    dropped = jnp.int32(0)
+    if load:
+        assigned = plan.config.model.moe.experts_per_token * jnp.sum((batch["segment_ids"] > 0).astype(jnp.uint32))
+        dropped = sum(jnp.sum(assigned - jnp.sum(load_LE, 1)).astype(jnp.int32) for load_LE in load.values())
     return Sums(
         sums.nll + nll_N,
         sums.targets + jnp.where(accept, targets_N, jnp.uint32(0)),
         sums.skipped + jnp.where(accept, 0, 1),
+        jax.tree.map(jnp.add, sums.load, load),
+        sums.dropped + dropped,
     )

@@ -43,7 +43,7 @@ def params() -> dict:
 def held_out(shards: Shards, params: dict, sizes: tuple[int, int, int], batch_size: int, **options) -> Result:
     devices = jax.devices()[: math.prod(sizes)]
     mesh = build_mesh(MeshConfig(**dict(zip(("data", "fsdp", "tensor"), sizes, strict=True))), devices)
-    placed = jax.device_put(params, tree_shardings(AXES, mesh))
+    placed = jax.device_put(params, tree_shardings(AXES, params, mesh))
     return evaluate(GRAPHDEF, placed, shards, mesh=mesh, seq_len=SEQ_LEN, batch_size=batch_size, chunk=3, **options)
 
 

@@ -174,8 +174,8 @@ def test_decoding_with_a_cache_equals_the_full_forward_pass(case: Case) -> None:
     @jax.jit
     def extend(caches, tokens, segment_ids, positions):
         model = nnx.merge(case.graphdef, case.params)
-        x, caches = model.hidden(tokens, segment_ids, positions, caches)
-        return model.logits(x), caches
+        hidden = model.hidden(tokens, segment_ids, positions, caches)
+        return model.logits(hidden.x_BSD), hidden.caches
 
     # Three slots of padding on the left, which hold tokens that must not be seen.
     caches = nnx.merge(case.graphdef, case.params).empty_caches(1, 16)
@@ -237,7 +237,7 @@ def test_initial_parameters_are_equal_on_every_mesh() -> None:
     _, shapes, axes = abstract(config)
 
     def build(mesh: Mesh) -> dict:
-        shardings = tree_shardings(axes, mesh)
+        shardings = tree_shardings(axes, shapes, mesh)
         # Ten programs that run once: their machine code need not be fast.
         options = {"xla_backend_optimization_level": 0}
         initialise = jax.jit(partial(initial_parameters, config), out_shardings=shardings, compiler_options=options)
@@ -265,7 +265,7 @@ def test_initial_parameters_have_the_scale_that_is_asked_for() -> None:
 def test_bfloat16_computes_in_bfloat16_and_gives_float32_logits() -> None:
     case = make_case("untied")
     low = abstract(case.config, dtype=jnp.bfloat16)[0]
-    hidden = jax.eval_shape(lambda params: nnx.merge(low, params).hidden(jnp.asarray(TOKENS))[0], case.params)
+    hidden = jax.eval_shape(lambda params: nnx.merge(low, params).hidden(jnp.asarray(TOKENS)).x_BSD, case.params)
     assert hidden.dtype == jnp.bfloat16
     logits, exact = (forward(graphdef, case.params, TOKENS) for graphdef in (low, case.graphdef))
     assert logits.dtype == exact.dtype == jnp.float32

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from jax.experimental.pallas import tpu as pltpu
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 from tiny import model_config
 
 from maxlm.config import ModelConfig, validate
@@ -320,7 +320,7 @@ def test_bfloat16_routes_in_float32() -> None:
     [
         ({"experts_per_token": 9}, "experts_per_token must be at most num_experts, found 9 and 8"),
         ({"experts_per_token": 1}, "normalize must be false with experts_per_token 1"),
-        ({"first_dense": 1, "every": 2}, "first_dense 1 and every 2 leave none of 2 layers with experts"),
+        ({"first_dense": 1, "every": 2}, "2 layers less first_dense = 1 are 1; expected a multiple of 2"),
     ],
 )
 def test_configuration_is_checked(changes: dict, message: str) -> None:
@@ -342,13 +342,14 @@ def test_compiles_for_tpu(sizes: dict[str, int], exchange: str, monkeypatch) -> 
     devices = topologies.get_topology_desc(platform="tpu", topology_name="v5p:2x2x2").devices
     shape = tuple(sizes.get(axis, 1) for axis in AXES)
     mesh = Mesh(np.array(devices).reshape(shape), AXES, axis_types=(AxisType.Auto,) * 6)
+    stage_mesh = AbstractMesh((1, *shape[1:]), AXES, axis_types=(AxisType.Auto,) * 6)
     # Narrower experts' collectives are merged, and then no longer what the program says.
     config = model_config(embed_dim=512, moe=MOE | {"mlp_dim": 512})
     graphdef, state = nnx.split(nnx.eval_shape(lambda: module(config, platform="tpu", exchange=exchange)))
 
     def argument(shape, dtype, axes):
         # Every stage of a pipeline has its own.
-        sharding = NamedSharding(mesh, PartitionSpec("pipeline", *partition_spec(axes, mesh)))
+        sharding = NamedSharding(mesh, PartitionSpec("pipeline", *partition_spec(axes, stage_mesh)))
         return jax.ShapeDtypeStruct((mesh.shape["pipeline"], *shape), dtype, sharding=sharding)
 
     params = {

@@ -20,10 +20,11 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, Mesh, PartitionSpec
 
-from maxlm.errors import ConfigError
 from maxlm.model import ring
-from maxlm.model.attention import reference, visible
-from maxlm.model.ring import ring_attention, zigzag
+from maxlm.model.attention import reference
+from maxlm.model.mask import visible
+from maxlm.model.ring import ring_attention
+from maxlm.parallel.batch import sequence_order
 
 ROOT = Path(__file__).parents[2]
 LENGTH, WIDTH = 64, 8
@@ -52,7 +53,7 @@ def draw(heads: int, kv_heads: int, dtype=jnp.float32) -> tuple[jax.Array, ...]:
 
 
 def on_ring(shards: int, window: int | None):
-    """ring_attention of whole arrays in the order of zigzag."""
+    """ring_attention of whole arrays in `sequence_order`."""
     attend = functools.partial(ring_attention, window=window)
     return jax.shard_map(
         attend, mesh=make_mesh(context=shards), in_specs=BY_SEQUENCE, out_specs=BY_SEQUENCE, check_vma=False
@@ -71,7 +72,7 @@ def reference_with_gradients(window: int | None, arrays) -> tuple[jax.Array, ...
 
 
 def ring_with_gradients(shards: int, window: int | None, arrays) -> list[np.ndarray]:
-    order = zigzag(LENGTH, shards)
+    order = sequence_order(LENGTH, shards)
 
     @jax.jit
     def run(segments, q, k, v, d_out):
@@ -115,7 +116,7 @@ def test_bfloat16_errs_no_more_than_the_reference_does() -> None:
 
 def test_gathered_keys_in_the_order_of_the_shards_give_the_same() -> None:
     q, k, v, _ = draw(4, 2)
-    order = zigzag(LENGTH, 4)
+    order = sequence_order(LENGTH, 4)
     segments = SEGMENTS[:, order]
     allowed = visible(order, order, segments, segments, 13)
     shard = slice(16, 32)
@@ -127,19 +128,13 @@ def test_gathered_keys_in_the_order_of_the_shards_give_the_same() -> None:
 
 @pytest.mark.parametrize("shards", [2, 4, 8])
 def test_zigzag_balances_a_causal_mask(shards: int) -> None:
-    order = zigzag(LENGTH, shards)
+    order = sequence_order(LENGTH, shards)
     assert order.dtype == np.int32 and sorted(order) == list(range(LENGTH))
     chunk = LENGTH // (2 * shards)
     for rank, (early, late) in enumerate(order.reshape(shards, 2, chunk)):
         np.testing.assert_array_equal(early, np.arange(chunk) + rank * chunk)
         np.testing.assert_array_equal(late, np.arange(chunk) + (2 * shards - 1 - rank) * chunk)
     assert len(set((order + 1).reshape(shards, -1).sum(-1))) == 1  # as many visible keys on every shard
-
-
-def test_zigzag_of_one_shard_and_of_lengths_that_do_not_divide() -> None:
-    np.testing.assert_array_equal(zigzag(7, 1), np.arange(7))
-    with pytest.raises(ConfigError, match="60 is not divisible by 2 x mesh.context = 8.*64"):
-        zigzag(60, 4)
 
 
 def equations(jaxpr, times: int = 1) -> Iterator[tuple]:
@@ -192,7 +187,7 @@ def stack(attend, q, k, v, remat) -> jax.Array:
 
 
 def test_nested_in_a_pipeline_under_scan_and_remat() -> None:
-    order, arrays = zigzag(LENGTH, 4), draw(4, 2)
+    order, arrays = sequence_order(LENGTH, 4), draw(4, 2)
 
     def program(remat):
         """Two stages, each with its own rows."""
@@ -253,7 +248,7 @@ def long_sequence(length: int = 2**17, shards: int = 8) -> None:
     ring.BLOCK = 256  # a third faster on a CPU's caches than the default
     bounds = [0, length // 16 - 700, length // 16 + 800, length // 2 - 1, length - 3000]
     segments = np.searchsorted(bounds, np.arange(length), side="right").astype(np.int32) % len(bounds)
-    random, order = np.random.default_rng(0), zigzag(length, shards)
+    random, order = np.random.default_rng(0), sequence_order(length, shards)
     arrays = [random.normal(size=(length, WIDTH)).astype(np.float32) for _ in range(4)]
     sharding = jax.NamedSharding(make_mesh(context=shards), BY_SEQUENCE)
     placed = [jax.device_put(array[None, order, None], sharding) for array in arrays]

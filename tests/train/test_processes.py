@@ -122,7 +122,8 @@ def whole(prepared, tmp_path_factory) -> Config:
 @pytest.mark.slow
 def test_four_processes_go_on_where_one_stood(make_config, tmp_path, whole):
     loop.train(make_config(CHANGES | {"train.total_tokens": BATCH * 4}), jax.devices()[:1])
-    config = make_config(CHANGES | {"train.total_tokens": BATCH * 8, "mesh.data": 2, "mesh.fsdp": 2})
+    stages = {"mesh": {"pipeline": 2, "data": 2, "fsdp": 1}, "pipeline.microbatches": 4}
+    config = make_config(CHANGES | stages | {"train.total_tokens": BATCH * 8})
     codes, outputs = finish(start(config, tmp_path, 4), config, tmp_path)
     assert codes == [0] * 4, outputs
     assert "step 8/8" in outputs[0] and [told(output) for output in outputs[1:]] == [[]] * 3
@@ -157,7 +158,8 @@ def test_a_signal_to_one_process_stops_all_and_one_or_two_go_on(make_config, tmp
         if path.is_file():
             path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     clock = {"checkpoint.every_steps": None, "checkpoint.every_minutes": 0.002, "logging.every_steps": 3}
-    two = make_config(CHANGES | clock | {"train.total_tokens": ENDLESS, "mesh.fsdp": 2})
+    slices = {"mesh": {"data": 2, "fsdp": 1, "slices": 2}}  # on hosts without TPUs each is a slice
+    two = make_config(CHANGES | clock | slices | {"train.total_tokens": ENDLESS})
     processes = start(two, tmp_path, 2)
     wait_for_line(two, processes, stopped + 3)
     processes[1].send_signal(signal.SIGINT)

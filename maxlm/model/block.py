@@ -1,0 +1,99 @@
+"""A decoder layer, and the scan over repeating blocks of layers."""
+
+import functools
+
+import jax
+from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
+
+from maxlm.config import ModelConfig
+from maxlm.model.attention import KeyValues
+from maxlm.model.layers import MLP, Attention, Options, RematPolicy, RMSNorm, rope_tables
+from maxlm.model.moe import MoE, RouterStats
+from maxlm.parallel.sharding import reshard, shard
+
+REMAT_POLICIES = {
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+
+WHOLE = ("batch", "sequence", None)  # activations of which every tensor shard has all
+
+Caches = dict[str, KeyValues]  # per position of the pattern, every leaf with a leading axis over the blocks
+Routers = dict[str, RouterStats]  # per position with experts, likewise
+
+
+class Layer(nnx.Module):
+    """Pre-norm residual layer: x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    def __init__(self, config: ModelConfig, number: int, key: jax.Array, options: Options):
+        attention, mlp = jax.random.split(key)
+        dtype = options.params_dtype
+        # GPT-2's scaling of what is added to the residual stream, two additions a layer.
+        out_std = config.init_std / (2 * config.num_layers) ** 0.5
+        self.attention_norm = RMSNorm(config.embed_dim, config.norm_eps, dtype)
+        self.attention = Attention(config, config.window_of(number), out_std, attention, options)
+        self.mlp_norm = RMSNorm(config.embed_dim, config.norm_eps, dtype)
+        self.routed = config.has_experts(number)
+        if self.routed:
+            exchange, pieces = options.parallel.exchange, options.parallel.exchange_pieces
+            self.mlp = MoE(config, out_std, mlp, dtype, platform=options.platform, exchange=exchange, pieces=pieces)
+        else:
+            self.mlp = MLP(config, config.mlp_dim, out_std, mlp, dtype)
+        self.residual = options.residual
+
+    def __call__(self, x_BSD, rope, segment_ids_BS, cache: KeyValues | None):
+        """The rows after the layer, the extended cache, and what the router did (None without experts)."""
+        x_BSD, stats = shard(x_BSD, *self.residual), None
+        mixed_BSD, cache = self.attention(self._whole(self.attention_norm(x_BSD)), rope, segment_ids_BS, cache)
+        x_BSD = x_BSD + checkpoint_name(shard(mixed_BSD, *self.residual), "attention_out")
+        normed_BSD = self._whole(self.mlp_norm(x_BSD))
+        if self.routed:
+            out_BSD, stats = self.mlp(normed_BSD, segment_ids_BS)
+        else:
+            out_BSD = self.mlp(normed_BSD)
+        return x_BSD + shard(out_BSD, *self.residual), cache, stats
+
+    def _whole(self, x_BSD: jax.Array) -> jax.Array:
+        """The sequence gathered from the tensor shards, where the residual stream is split over them."""
+        return reshard(x_BSD, WHOLE, self.residual)
+
+
+def run_blocks(stacks: dict, x_BSD, segment_ids_BS, positions_BS, config: ModelConfig, options: Options, caches=None):
+    """Blocks of layers, one after the other.
+
+    Args:
+        stacks: per position of the pattern (graphdef, parameters with a leading axis over the blocks).
+        caches: as many blocks of `Caches`, or None.
+    Returns: the rows, the extended caches, and the routers' statistics with a leading axis over the blocks.
+    """
+    rope = rope_tables(positions_BS, config.head_dim, config.rope.theta)
+
+    def layer(graphdef, params, x_BSD, cache):
+        return nnx.merge(graphdef, params)(x_BSD, rope, segment_ids_BS, cache)
+
+    def block(x_BSD, repeat):
+        params, caches = repeat
+        extended, routers = {}, {}
+        for position, (graphdef, _) in stacks.items():
+            run = checkpointed(functools.partial(layer, graphdef), options.remat)
+            cache = None if caches is None else caches[position]
+            x_BSD, extended[position], stats = run(params[position], x_BSD, cache)
+            if stats is not None:
+                routers[position] = stats
+        return x_BSD, (None if caches is None else extended, routers)
+
+    params = {position: state for position, (_, state) in stacks.items()}
+    x_BSD, (caches, routers) = jax.lax.scan(block, x_BSD, (params, caches))
+    return x_BSD, caches, routers
+
+
+def checkpointed(function, remat: RematPolicy):
+    if remat == "none":
+        return function
+    if isinstance(remat, tuple):
+        policy = jax.checkpoint_policies.save_only_these_names(*remat)
+    else:
+        policy = REMAT_POLICIES[remat]
+    # The scan around it already keeps XLA from merging the two forward passes.
+    return jax.checkpoint(function, policy=policy, prevent_cse=False)
