@@ -1,6 +1,7 @@
 """Parameters and floating-point operations, counted from the model's own abstract tree."""
 
 import math
+from collections.abc import Iterator
 
 import jax
 
@@ -15,18 +16,18 @@ def parameter_count(config: ModelConfig) -> int:
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
 
 
-def matmul_parameter_count(config: ModelConfig) -> float:
-    """Parameters that multiply a token: all matrices but the embedding look-up, and of the experts those it passes.
+def active_parameter_count(config: ModelConfig) -> int:
+    """Parameters that one token meets: all but the experts that it does not pass; embeddings included."""
+    return sum(size for _, size in _active(config))
+
+
+def matmul_parameter_count(config: ModelConfig) -> int:
+    """Parameters that multiply a token: of the active ones all matrices but the embedding look-up.
 
     A tied table counts once.
     """
-    _, shapes, axes = abstract(config)
-    share = config.moe.experts_per_token / config.moe.num_experts if config.moe else 1
-    total = config.tie_embeddings * config.vocab_size * config.embed_dim
-    for shape, names in zip(jax.tree.leaves(shapes), jax.tree.leaves(axes, is_leaf=_is_axes), strict=True):
-        if names != TABLE and len([name for name in names if name not in STACK_AXES]) > 1:
-            total += math.prod(shape.shape) * (share if "experts" in names else 1)
-    return total
+    matrices = sum(size for names, size in _active(config) if names != TABLE and _dimensions(names) > 1)
+    return matrices + config.tie_embeddings * config.vocab_size * config.embed_dim
 
 
 def flops_per_token(config: ModelConfig, seq_len: int) -> float:
@@ -38,6 +39,20 @@ def flops_per_token(config: ModelConfig, seq_len: int) -> float:
     """
     keys = sum(_mean_keys(seq_len, config.window_of(layer)) for layer in range(config.num_layers))
     return 6.0 * matmul_parameter_count(config) + 12.0 * config.num_heads * config.head_dim * keys
+
+
+def _active(config: ModelConfig) -> Iterator[tuple[tuple[str, ...], int]]:
+    """Logical axes of every parameter, and how many of its numbers a token meets."""
+    _, shapes, axes = abstract(config)
+    for shape, names in zip(jax.tree.leaves(shapes), jax.tree.leaves(axes, is_leaf=_is_axes), strict=True):
+        size = math.prod(shape.shape)
+        if "experts" in names:
+            size = size // config.moe.num_experts * config.moe.experts_per_token
+        yield names, size
+
+
+def _dimensions(names: tuple[str, ...]) -> int:
+    return len([name for name in names if name not in STACK_AXES])
 
 
 def _mean_keys(seq_len: int, window: int | None) -> float:

@@ -231,13 +231,12 @@ class Run:
     def _description(self) -> dict[str, Any]:
         return {
             "parameters": counts.parameter_count(self.config.model),
+            "active_parameters": counts.active_parameter_count(self.config.model),
             "processes": jax.process_count(),
             "devices": self.mesh.size,
             "device_kind": self.mesh.devices.flat[0].device_kind,
             "mesh": dict(self.mesh.shape),
-            "versions": {
-                name: version(name) for name in ("maxlm", "jax", "flax", "optax", "orbax-checkpoint", "grain")
-            },
+            "versions": {name: version(name) for name in PACKAGES},
         }
 
     def _state(self, items: dict[str, Any]) -> TrainState:

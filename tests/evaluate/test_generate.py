@@ -21,21 +21,29 @@ GREEDY = Sampling(temperature=0)
 PROMPT = [5, 17, 33, 2, 60]
 
 
-@pytest.fixture(scope="module")
-def model() -> tuple[nnx.GraphDef, dict]:
+EXPERTS = {"num_layers": 3, "moe": {"num_experts": 4, "experts_per_token": 2, "mlp_dim": 16, "first_dense": 1}}
+
+
+def make_model(**changes: object) -> tuple[nnx.GraphDef, dict]:
     """A model whose choices depend on the positions of the tokens: fast rotation, large parameters."""
-    graphdef, shapes, _ = abstract(model_config(rope={"theta": 2.0}))
+    graphdef, shapes, _ = abstract(model_config(rope={"theta": 2.0}, **changes))
     random = np.random.default_rng(1)
     return graphdef, jax.tree.map(lambda leaf: jnp.asarray(random.normal(0, 0.6, leaf.shape), jnp.float32), shapes)
 
 
-def test_greedy_is_the_argmax_of_the_full_forward_pass(model: tuple) -> None:
-    graphdef, params = model
+@pytest.fixture(scope="module")
+def model() -> tuple[nnx.GraphDef, dict]:
+    return make_model()
+
+
+# One token, between two powers of two, at one, beyond one.
+@pytest.mark.parametrize(("changes", "lengths"), [({}, (1, 5, 8, 9)), (EXPERTS, (5, 9))], ids=["dense", "experts"])
+def test_greedy_is_the_argmax_of_the_full_forward_pass(changes: dict, lengths: tuple[int, ...]) -> None:
+    graphdef, params = make_model(**changes)
     forward = jax.jit(lambda tokens: nnx.merge(graphdef, params)(tokens))
-    # One token, between two powers of two, at one, beyond one.
-    for length in (1, 5, 8, 9):
+    for length in lengths:
         text = np.random.default_rng(length).integers(1, 64, length).tolist()
-        drawn = list(generate(*model, text, max_tokens=6, sampling=GREEDY))
+        drawn = list(generate(graphdef, params, text, max_tokens=6, sampling=GREEDY))
         assert len(drawn) == 6
         for token in drawn:
             padded = np.pad(np.array(text, np.int32), (0, 32 - len(text)))

@@ -1,10 +1,14 @@
 """Parameter and FLOP counts against hand counts."""
 
+from pathlib import Path
+
 import pytest
 from tiny import model_config
 
-from maxlm.config import ModelConfig
-from maxlm.model.counts import flops_per_token, matmul_parameter_count, parameter_count
+from maxlm.config import Config, ModelConfig, load
+from maxlm.model.counts import active_parameter_count, flops_per_token, matmul_parameter_count, parameter_count
+
+CONFIGS = Path(__file__).parents[2] / "configs"
 
 # 2 layers of width 16, 4 query heads and 2 key/value heads of width 4, MLP 32, vocabulary 64:
 # query 16*16, key and value 16*8 each, out 16*16, gate, up and down 16*32 each.
@@ -25,8 +29,38 @@ TABLE = 64 * 16
 )
 def test_parameter_counts_equal_the_hand_count(changes: dict, total: int, in_products: int) -> None:
     config = model_config(**changes)
-    assert parameter_count(config) == total
+    assert parameter_count(config) == active_parameter_count(config) == total
     assert matmul_parameter_count(config) == in_products
+
+
+# Six layers, of which the fourth and the sixth have 8 experts of width 8, 3 for each token.
+EXPERTS = {"num_experts": 8, "experts_per_token": 3, "mlp_dim": 8, "first_dense": 2, "every": 2}
+ATTENTION, ROUTER, EXPERT = 256 + 128 + 128 + 256, 16 * 8, 3 * 16 * 8
+
+
+@pytest.mark.parametrize(
+    ("changes", "besides", "in_products"),
+    [
+        ({}, 0, 0),
+        # The shared experts are one MLP, which every token meets.
+        ({"shared_experts": 2}, 2 * EXPERT, 2 * EXPERT),
+        # The balance bias is added, one number for each expert.
+        ({"scores": "sigmoid", "balance": "bias"}, 8, 0),
+    ],
+)
+def test_counts_of_a_model_with_experts_equal_the_hand_count(changes: dict, besides: int, in_products: int) -> None:
+    config = model_config(num_layers=6, moe=EXPERTS | changes)
+    dense, norms = 4 * LAYER_MATRICES, (2 * 6 + 1) * 16
+
+    def layers(experts: int, more: int) -> int:
+        return dense + 2 * (ATTENTION + ROUTER + experts * EXPERT + more)
+
+    assert parameter_count(config) == layers(8, besides) + norms + 2 * TABLE
+    assert active_parameter_count(config) == layers(3, besides) + norms + 2 * TABLE
+    assert matmul_parameter_count(config) == layers(3, in_products) + TABLE
+    attention = 6 * (1 + 2 + 3 + 4 + 5 + 6 + 7 + 8) / 8 * 3 * 2 * 2 * (4 * 4)
+    products = 3 * 2 * (layers(3, in_products) + TABLE)
+    assert flops_per_token(config, 8) == pytest.approx(products + attention, rel=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -56,3 +90,12 @@ def test_llama_7b_has_6_74_billion_parameters() -> None:
     )
     formula = 2 * vocab * embed + (2 * layers + 1) * embed + 4 * layers * embed**2 + 3 * layers * embed * mlp
     assert parameter_count(config) == formula == 6_738_415_616
+
+
+def test_mixtral_8x7b_has_46_7_billion_parameters_of_which_a_token_meets_12_9() -> None:
+    config = load(CONFIGS / "runs" / "mixtral-8x7b-fineweb.yaml", schema=Config).model
+    embed, layers, expert = 4096, 32, 3 * 4096 * 14336
+    attention = 2 * embed * embed + 2 * embed * 1024
+    others = 2 * 32000 * embed + (2 * layers + 1) * embed + layers * (attention + embed * 8)
+    assert parameter_count(config) == others + layers * 8 * expert == 46_702_792_704
+    assert active_parameter_count(config) == others + layers * 2 * expert == 12_879_925_248

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from float64_decoder import Float64Decoder
 from jax.sharding import Mesh
 from tiny import model_config
 
@@ -22,6 +23,32 @@ VARIANTS = {
     "untied": {},
     "tied": {"tie_embeddings": True},
     "windows": {"num_layers": 4, "window": (3, None), "qk_norm": True, "num_kv_heads": 1},
+    "experts": {"moe": {"num_experts": 8, "experts_per_token": 2, "mlp_dim": 8}},
+    "shared": {
+        "num_layers": 3,
+        "moe": {
+            "num_experts": 4,
+            "experts_per_token": 1,
+            "mlp_dim": 8,
+            "shared_experts": 2,
+            "normalize": False,
+            "first_dense": 1,
+        },
+    },
+    "biased": {
+        "num_layers": 6,
+        "window": (3, None),
+        "moe": {
+            "num_experts": 8,
+            "experts_per_token": 3,
+            "mlp_dim": 8,
+            "scores": "sigmoid",
+            "scale": 2.5,
+            "balance": "bias",
+            "first_dense": 2,
+            "every": 2,
+        },
+    },
 }
 
 
@@ -78,56 +105,6 @@ def assert_trees_close(found: dict, wanted: dict, tolerance: float) -> None:
     for (path, one), other in zip(jax.tree.leaves_with_path(found), jax.tree.leaves(wanted), strict=True):
         scale = math.sqrt(float(jnp.mean(jnp.square(other))))
         np.testing.assert_allclose(one, other, atol=tolerance * scale, err_msg=jax.tree_util.keystr(path))
-
-
-class Float64Decoder:
-    """One row of tokens through a Llama-like decoder, written without regard to speed."""
-
-    def __init__(self, config: ModelConfig, params: dict):
-        self.config, self.params = config, jax.tree.map(lambda p: np.asarray(p, np.float64), params)
-
-    def __call__(self, tokens: np.ndarray, segments: np.ndarray, positions: np.ndarray) -> np.ndarray:
-        x = self.params["embedding"][tokens]
-        pattern = self.config.window_pattern
-        for layer in range(self.config.num_layers):
-            repeat, place = divmod(layer, len(pattern))
-            params = jax.tree.map(lambda p, repeat=repeat: p[repeat], self.params["blocks"][str(place)])
-            normed = self.norm(x, params["attention_norm"])
-            x = x + self.attention(params["attention"], normed, segments, positions, pattern[place])
-            normed = self.norm(x, params["mlp_norm"])
-            gate, up = normed @ params["mlp"]["gate"], normed @ params["mlp"]["up"]
-            x = x + (gate / (1 + np.exp(-gate)) * up) @ params["mlp"]["down"]
-        output = self.params["embedding"].T if self.config.tie_embeddings else self.params["output"]
-        return self.norm(x, self.params["final_norm"]) @ output
-
-    def norm(self, x: np.ndarray, params: dict) -> np.ndarray:
-        return x / np.sqrt((x**2).mean(-1, keepdims=True) + self.config.norm_eps) * params["scale"]
-
-    def rotate(self, x: np.ndarray, positions: np.ndarray) -> np.ndarray:
-        """Rotary embedding: the halves of a head are the real and imaginary parts of numbers that turn."""
-        half = self.config.head_dim // 2
-        speed = self.config.rope.theta ** (-np.arange(half) / half)
-        turned = (x[..., :half] + 1j * x[..., half:]) * np.exp(1j * positions[:, None] * speed)
-        return np.concatenate([turned.real, turned.imag], -1)
-
-    def attention(self, params: dict, x: np.ndarray, segments, positions, window: int | None) -> np.ndarray:
-        total = np.zeros_like(x)
-        for head in range(self.config.num_heads):
-            group = head * self.config.num_kv_heads // self.config.num_heads
-            query, key = x @ params["query"][:, head], x @ params["key"][:, group]
-            if self.config.qk_norm:
-                query, key = self.norm(query, params["query_norm"]), self.norm(key, params["key_norm"])
-            query, key, value = (
-                self.rotate(query, positions),
-                self.rotate(key, positions),
-                x @ params["value"][:, group],
-            )
-            for s in range(len(x)):
-                first = 0 if window is None else max(0, s - window + 1)
-                seen = [t for t in range(first, s + 1) if segments[t] == segments[s]]
-                weights = np.exp(key[seen] @ query[s] / math.sqrt(self.config.head_dim))
-                total[s] += (weights / weights.sum()) @ value[seen] @ params["out"][head]
-        return total
 
 
 def test_logits_equal_a_float64_implementation(case: Case) -> None:
@@ -230,10 +207,15 @@ def test_first_loss_is_near_that_of_a_uniform_guess(tied: bool) -> None:
 
 
 FACTORISATIONS = [sizes for sizes in itertools.product((1, 2, 4, 8), repeat=3) if math.prod(sizes) == 8]
+MESHES = {
+    "untied": [{"data": data, "fsdp": fsdp, "tensor": tensor} for data, fsdp, tensor in FACTORISATIONS],
+    "experts": [{"expert": 8}, {"expert": 2, "pipeline": 2, "fsdp": 2}, {"expert": 2, "context": 2, "tensor": 2}],
+}
 
 
-def test_initial_parameters_are_equal_on_every_mesh() -> None:
-    config = model_config(num_heads=8, num_kv_heads=8)
+@pytest.mark.parametrize("model", MESHES)
+def test_initial_parameters_are_equal_on_every_mesh(model: str) -> None:
+    config = model_config(num_heads=8, num_kv_heads=8, **VARIANTS[model])
     _, shapes, axes = abstract(config)
 
     def build(mesh: Mesh) -> dict:
@@ -244,10 +226,11 @@ def test_initial_parameters_are_equal_on_every_mesh() -> None:
         return initialise(jax.random.key(3))
 
     alone = build(build_mesh(MeshConfig(), jax.devices()[:1]))
-    for data, fsdp, tensor in FACTORISATIONS:
-        params = build(build_mesh(MeshConfig(data=data, fsdp=fsdp, tensor=tensor)))
+    for sizes in MESHES[model]:
+        params = build(build_mesh(MeshConfig(**{"fsdp": 1} | sizes)))
         jax.tree.map(np.testing.assert_array_equal, params, alone)
-        assert params["output"].sharding.shard_shape((16, 64)) == (16 // fsdp, 64 // tensor)
+        shards = 8 // sizes.get("data", 1) // sizes.get("tensor", 1)
+        assert params["output"].sharding.shard_shape((16, 64)) == (16 // shards, 64 // sizes.get("tensor", 1))
 
 
 def test_initial_parameters_have_the_scale_that_is_asked_for() -> None:
