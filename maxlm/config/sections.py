@@ -90,7 +90,6 @@ class ModelConfig(Section):
     qk_norm: bool = Field(False, description="RMS-normalise queries and keys per head.")
     norm_eps: Real = Field(1e-5, gt=0, description="Added to the mean square inside RMSNorm.")
     init_std: Real = Field(0.02, gt=0, description="Standard deviation of the truncated-normal initialiser.")
-    moe: MoeConfig | None = Field(None, description="Mixture of experts in place of the MLP; null for dense layers.")
 
     @property
     def window_pattern(self) -> tuple[int | None, ...]:
