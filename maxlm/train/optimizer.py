@@ -15,7 +15,8 @@ from maxlm.model.layers import TABLE
 # (Liu et al. 2025, "Muon is Scalable for LLM Training", section 2.2).
 ADAM_RMS = 0.2
 
-# Axes of a layer's matrices that a product sums over, by the axes in the order in which they are stored.
+# Axes of a layer's matrices that a product sums over, by the axes in the order in which they are stored. The router is
+# none of them: few columns, each of which should move by what its own expert was given, are AdamW's.
 REDUCED = {
     ("embed", "heads", "head_dim"): (0,),
     ("embed", "kv_heads", "head_dim"): (0,),
@@ -51,9 +52,9 @@ def decays(axes: tuple[str, ...]) -> bool:
 
 
 def muon_dimensions(axes: tuple[str, ...]) -> MuonDimensionNumbers | optax.MaskedNode:
-    """How a layer's matrix is seen as input x output, one per entry of the leading axes; masked for AdamW's."""
+    """How a layer's matrix is seen as input x output, one per entry of leading axes; masked where AdamW takes it."""
     stack = sum(axis in STACKED for axis in axes)
-    if not stack or axes[stack:] not in REDUCED:
+    if axes[stack:] not in REDUCED:
         return optax.MaskedNode()
     reduced = tuple(stack + axis for axis in REDUCED[axes[stack:]])
     output = tuple(axis for axis in range(stack, len(axes)) if axis not in reduced)

@@ -9,14 +9,24 @@ import optax
 import pytest
 from tiny import model_config, run_config
 
-from maxlm.config import MeshConfig, OptimizerConfig
+from maxlm.config import MeshConfig, OptimizerConfig, PipelineConfig
 from maxlm.model.decoder import abstract
 from maxlm.parallel.mesh import build_mesh
 from maxlm.train.optimizer import ADAM_RMS, build
 from maxlm.train.state import blueprint, initial_state
 from maxlm.train.step import train_step
 
-# Of the model with every kind of parameter: what `muon` gives it to, and whether it decays.
+# A first layer with a dense MLP, then two repeats of two layers with experts.
+EXPERTS = {"num_experts": 4, "experts_per_token": 2, "mlp_dim": 24, "shared_experts": 2, "first_dense": 1}
+EXPERTS |= {"scores": "sigmoid", "balance": "bias"}
+REPEATS = {"pipeline": PipelineConfig(repeats=2)}
+MODELS = {
+    "untied": model_config(qk_norm=True),
+    "tied": model_config(qk_norm=True, tie_embeddings=True),
+    "experts": model_config(num_layers=5, moe=EXPERTS),
+}
+
+# Of every kind of parameter: what `muon` gives it to, and whether it decays.
 TABLE = {
     "embedding": ("adamw", False),
     "output": ("adamw", True),
@@ -32,7 +42,15 @@ TABLE = {
     "mlp.gate": ("muon", True),
     "mlp.up": ("muon", True),
     "mlp.down": ("muon", True),
+    "mlp.router": ("adamw", True),
+    "mlp.bias": ("adamw", False),
+    "mlp.shared.gate": ("muon", True),
+    "mlp.shared.up": ("muon", True),
+    "mlp.shared.down": ("muon", True),
 }
+NORMS_OF_HEADS = {"attention.query_norm.scale", "attention.key_norm.scale"}
+OF_EXPERTS = {name for name in TABLE if name.startswith(("mlp.router", "mlp.bias", "mlp.shared"))}
+ABSENT = {"untied": OF_EXPERTS, "tied": OF_EXPERTS | {"output"}, "experts": NORMS_OF_HEADS}
 
 
 def named_leaves(tree: dict) -> dict[str, np.ndarray]:
@@ -58,19 +76,26 @@ def directions(transform: optax.GradientTransformation, params: dict, gradients:
     return [*found, params]
 
 
+def abstract_of(model: str) -> tuple[dict, dict]:
+    """Shapes and logical axes."""
+    return abstract(MODELS[model], **(REPEATS if model == "experts" else {}))[1:]
+
+
 @pytest.mark.parametrize("name", ["adamw", "muon"])
-@pytest.mark.parametrize("tied", [False, True])
-def test_every_parameter_has_its_optimizer_and_decay(name: str, tied: bool) -> None:
-    _, shapes, axes = abstract(model_config(qk_norm=True, tie_embeddings=tied))
+@pytest.mark.parametrize("model", MODELS)
+def test_every_parameter_has_its_optimizer_and_decay(name: str, model: str) -> None:
+    shapes, axes = abstract_of(model)
     transform = build(OptimizerConfig(name=name, weight_decay=0.25, eps=1e-12), axes)
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), shapes)
     params, gradient = random_tree(shapes, 0), random_tree(shapes, 1)
     decay = named_leaves(directions(transform, params, [zeros], 1.0)[0])
     step = named_leaves(directions(transform, zeros, [gradient], 1.0)[0])
     params, gradient = named_leaves(params), named_leaves(gradient)
-    assert set(step) == set(TABLE) - ({"output"} if tied else set())
-    for parameter in step:
-        optimizer, decays = TABLE[parameter]
+    kinds = {parameter: parameter.removeprefix("first.0.") for parameter in step}
+    assert set(kinds.values()) == set(TABLE) - ABSENT[model]
+    for parameter, kind in kinds.items():
+        optimizer, decays = TABLE[kind]
+        # A balance bias, which has no gradient, is so moved by the balance alone.
         np.testing.assert_allclose(decay[parameter], -0.25 * params[parameter] * decays, rtol=1e-6, err_msg=parameter)
         # Adam's first step is the sign of the gradient; an orthogonal matrix is nothing like it.
         is_sign = np.allclose(step[parameter], -np.sign(gradient[parameter]), atol=1e-3)
@@ -93,29 +118,44 @@ def test_adamw_equals_the_textbook() -> None:
         np.testing.assert_allclose(found[name], p, rtol=1e-5, atol=1e-6, err_msg=name)
 
 
-# Where the matrix of a layer is divided into input and output axes.
+# Where the matrix of a layer is divided into input and output axes, of which it has two or three.
 INPUT_AXES = {"attention.query": 1, "attention.key": 1, "attention.value": 1, "attention.out": 2}
-INPUT_AXES |= {"mlp.gate": 1, "mlp.up": 1, "mlp.down": 1}
+INPUT_AXES |= {f"mlp.{part}{name}": 1 for part in ("", "shared.") for name in ("gate", "up", "down")}
 
 
-def test_muon_orthogonalises_the_matrix_of_each_layer() -> None:
-    config, layers = OptimizerConfig(name="muon", weight_decay=0.0), 3
-    _, shapes, axes = abstract(model_config(num_layers=layers))
-    zeros, gradient = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), shapes), random_tree(shapes, 0)
-    # Layers whose gradients differ by orders of magnitude: each is normalised by itself.
-    scale = jnp.array([1e-3, 1.0, 1e3])
-    gradient["blocks"] = jax.tree.map(lambda g: g * scale.reshape(-1, *[1] * (g.ndim - 1)), gradient["blocks"])
-    found = named_leaves(directions(build(config, axes), zeros, [gradient], 1.0)[0])
-    for name, split in INPUT_AXES.items():
-        for layer in range(layers):
-            g, update = named_leaves(gradient)[name][layer], found[name][layer]
-            size = int(np.prod(g.shape[:split]))
-            g, update = g.reshape(size, -1), update.reshape(size, -1) / (ADAM_RMS * np.sqrt(max(size, g.size // size)))
+def matrices(name: str, leaf: np.ndarray) -> np.ndarray:
+    """[stack of repeats, layers and experts, input, output]."""
+    leaf = leaf.reshape(-1, *leaf.shape[-3 if name.startswith("attention") else -2 :])
+    return leaf.reshape(len(leaf), int(np.prod(leaf.shape[1 : 1 + INPUT_AXES[name]])), -1)
+
+
+@pytest.mark.parametrize("model", ["untied", "experts"])
+def test_muon_orthogonalises_every_matrix_by_itself(model: str) -> None:
+    shapes, axes = abstract_of(model)
+    zeros, random = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), shapes), np.random.default_rng(1)
+
+    def scaled(g: jax.Array, names: tuple[str, ...]) -> jax.Array:
+        # Gradients that differ by orders of magnitude: each is normalised by itself.
+        stack = sum(name in ("repeats", "layers", "experts") for name in names)
+        return g * (10 ** random.uniform(-3, 3, g.shape[:stack])).reshape(g.shape[:stack] + (1,) * (g.ndim - stack))
+
+    gradient = jax.tree.map(scaled, random_tree(shapes, 0), axes)
+    transform = build(OptimizerConfig(name="muon", weight_decay=0.0), axes)
+    found, checked = named_leaves(directions(transform, zeros, [gradient], 1.0)[0]), 0
+    for name, leaf in named_leaves(gradient).items():
+        kind = name.removeprefix("first.0.")
+        if kind not in INPUT_AXES:
+            continue
+        for g, update in zip(matrices(kind, leaf), matrices(kind, found[name]), strict=True):
+            update = update / (ADAM_RMS * np.sqrt(max(g.shape)))
             singular = np.linalg.svd(update, compute_uv=False)
-            assert singular.min() > 0.6 and singular.max() < 1.3, (name, layer)
+            assert singular.min() > 0.6 and singular.max() < 1.3, name
             left, _, right = np.linalg.svd(g, full_matrices=False)
             alignment = -np.sum(update * (left @ right)) / (np.linalg.norm(update) * np.linalg.norm(left @ right))
-            assert alignment > 0.97, (name, layer)
+            assert alignment > 0.97, name
+            checked += 1
+    # Of each layer 4 of attention and 3 of an MLP; of four layers those of 4 experts and of the shared ones.
+    assert checked == (2 * 7 if model == "untied" else 7 + 4 * (4 + 4 * 3 + 3))
 
 
 def test_muon_on_a_stack_equals_muon_on_each_layer() -> None:
