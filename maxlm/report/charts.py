@@ -20,6 +20,7 @@ QUIET = {"started", "checkpoint", "evaluated", "finished"}  # kinds of events th
 # Keys of a metrics line that a chart below shows, or that are no curve.
 SHOWN = {"step", "tokens", "loss", "learning_rate", "grad_norm", "param_norm", "update_norm", "step_seconds"}
 SHOWN |= {"data_wait_seconds", "tokens_per_second", "mfu", "hbm_gib", "skipped", "target_tokens"}
+SHOWN |= {"bubble", "expert_max_load", "expert_dropped"}
 
 
 def downsample(y: np.ndarray, points: int = POINTS) -> np.ndarray:
@@ -74,6 +75,8 @@ def build_charts(runs: list[Run]) -> list[tuple[str, list[dict[str, Any]]]]:
                 lines.metric("Gradient norm", "before clipping", "grad_norm", log=True, smooth=True),
                 lines.metric("Parameter norm", "", "param_norm", log=True),
                 lines.metric("Update norm", "", "update_norm", log=True, smooth=True),
+                lines.metric("Expert load", "fullest expert of a layer over its mean", "expert_max_load"),
+                lines.nonzero("Dropped assignments", "of tokens to experts", "expert_dropped", format=",.0f"),
                 lines.skipped(),
                 *[lines.metric(key, "", key) for key in _other_keys(runs)],
             ],
@@ -92,6 +95,7 @@ def build_charts(runs: list[Run]) -> list[tuple[str, list[dict[str, Any]]]]:
                 ),
                 lines.data_wait(),
                 lines.metric("Model FLOPs utilisation", "", "mfu", format=".1%", tick=".3~p", smooth=True, zero=True),
+                lines.nonzero("Pipeline bubble", "share of the ticks", "bubble", format=".1%", tick=".3~p", zero=True),
                 lines.metric("Device memory", "GiB", "hbm_gib", format=".1f", zero=True),
             ],
         ),
@@ -135,6 +139,11 @@ class _Charts:
     def metric(self, title: str, note: str, key: str, **look: Any) -> dict[str, Any]:
         traces = [_trace(n, run.label, run.steps, run.column(key), n) for n, run in enumerate(self.runs)]
         return _chart(title, note, traces, **look)
+
+    def nonzero(self, title: str, note: str, key: str, **look: Any) -> dict[str, Any]:
+        """A chart of what most runs do not have, and log as 0; without traces where no run has it."""
+        chart = self.metric(title, note, key, **look)
+        return chart if any(any(trace["y"]) for trace in chart["traces"]) else chart | {"traces": []}
 
     def evals(self, title: str, note: str, key: str) -> dict[str, Any]:
         traces = []

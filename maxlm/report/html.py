@@ -122,9 +122,10 @@ def _figures(run: Run) -> list[tuple[str, str, str]]:
     last = run.lines[-1] if run.lines else {}
     losses = run.last_losses
     skipped = int(np.nansum(run.column("skipped"))) if run.lines else 0
-    parameters = run.last_event("started").get("parameters")
+    parameters, active = (run.last_event("started").get(key) for key in ("parameters", "active_parameters"))
+    met = f"{compact(active)} met by a token" if parameters and active and active != parameters else ""
     return [
-        ("Parameters", compact(parameters) if parameters else "–", ""),
+        ("Parameters", compact(parameters) if parameters else "–", met),
         ("Tokens", compact(last["tokens"]) if last.get("tokens") is not None else "–", "slots, padding included"),
         ("Steps", f"{last['step']:,}" if last else "–", f"{skipped:,} skipped"),
         (

@@ -8,7 +8,7 @@ import pytest
 from maxlm.errors import DataError
 from maxlm.report.charts import POINTS, bucket_means, build_charts, downsample, event_text
 from maxlm.report.html import write_report
-from maxlm.report.metrics import METRICS
+from maxlm.report.metrics import EVENTS, METRICS
 from maxlm.report.runs import config_differences, read_runs
 
 HOSTILE = "<script>alert('x')</script><img src=x onerror=alert(1)>"
@@ -136,6 +136,29 @@ def test_a_chart_without_values_is_left_out_and_an_unknown_number_gets_one(make_
     charts = charts_of(run)
     assert "Model FLOPs utilisation" not in charts and "Skipped steps" not in charts
     assert charts["router_balance"]["traces"][0]["y"] == [1.5]
+
+
+def test_experts_and_a_pipeline_have_charts_where_a_run_has_them(make_run):
+    dense, routed = make_run("dense", steps=[10, 20]), make_run("routed", steps=[10, 20])
+    for run, fields in (
+        (dense, {"bubble": 0.0}),
+        (routed, {"bubble": 0.2, "expert_max_load": 1.5, "expert_dropped": 0}),
+    ):
+        path = run / METRICS
+        path.write_text("".join(json.dumps(json.loads(line) | fields) + "\n" for line in path.read_text().splitlines()))
+    assert not {"Expert load", "Dropped assignments", "Pipeline bubble", "bubble"} & set(charts_of(dense))
+    charts = charts_of(dense, routed)
+    assert [(trace["run"], trace["y"]) for trace in charts["Expert load"]["traces"]] == [(1, [1.5, 1.5])]
+    assert [trace["y"] for trace in charts["Pipeline bubble"]["traces"]] == [[0, 0], [0.2, 0.2]]
+    assert "Dropped assignments" not in charts and not {"expert_max_load", "expert_dropped", "bubble"} & set(charts)
+
+
+def test_parameters_that_a_token_meets_are_told_where_they_are_fewer(make_run):
+    run = make_run()
+    path = run / EVENTS
+    assert "met by a token" not in report(run)
+    path.write_text(path.read_text().replace('"parameters"', '"active_parameters": 234567, "parameters"'))
+    assert "<dd>1.2M<small>234.6K met by a token</small>" in report(run)
 
 
 def test_shares_of_the_mixture_sum_to_one(make_run):
