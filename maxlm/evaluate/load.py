@@ -57,8 +57,8 @@ def load_all(path: str | Path, devices: list[jax.Device] | None = None) -> Loade
     dtype = "float32" if platform == "cpu" else "bfloat16"
     if config.precision.compute != "auto":
         dtype = config.precision.compute
-    types = {"params_dtype": jnp.dtype(config.precision.params), "dtype": jnp.dtype(dtype)}
-    graphdef, shapes, axes = decoder.abstract(config.model, **types, platform=platform)
+    options = {"params_dtype": jnp.dtype(config.precision.params), "dtype": jnp.dtype(dtype), "platform": platform}
+    graphdef, shapes, axes = decoder.abstract(config.model, **options)
     abstract = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         shapes,
