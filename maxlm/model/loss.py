@@ -68,9 +68,13 @@ def _forward(x_BSD, output_DV, targets_BS, weights_BS, chunk: int, z_loss: float
         start = (_zero(x_BSD.shape[0]), jnp.zeros(output_DV.shape, jnp.float32))
         (total, d_output_DV), dx = jax.lax.scan(step, start, chunks)
         d_output_DV = reduce_scatter(d_output_DV, 0, "table_embed")
-        others = set(split_axes("batch") + split_axes("sequence")) - set(split_axes("table_embed"))
+        scattered = split_axes("table_embed")
+        others = tuple(axis for axis in split_axes("batch") + split_axes("sequence") if axis not in scattered)
+        # Under accumulation XLA's TPU compiler follows this sum through the conversions after it to where microbatches
+        # are added, wants to move it out of their loop, and fails (RET_CHECK in while_loop_all_reduce_code_motion).
+        d_output_DV = jax.lax.optimization_barrier(jax.lax.psum(d_output_DV, others))
         dx_BSD = jnp.moveaxis(dx, 0, 1).reshape(x_BSD.shape[0], -1, x_BSD.shape[2])[:, : x_BSD.shape[1]]
-        return _over_devices(total), dx_BSD, jax.lax.psum(d_output_DV, tuple(others))
+        return _over_devices(total), dx_BSD, d_output_DV
 
     run = manual(run, (HIDDEN, OUTPUT, TOKENS, TOKENS), (((), ROWS), HIDDEN, OUTPUT_GRADIENT))
     total, dx_BSD, d_output_DV = run(x_BSD, output_DV, targets_BS, weights_BS)
