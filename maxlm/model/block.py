@@ -17,6 +17,8 @@ REMAT_POLICIES = {
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 
+LAYER_INPUT = "layer_input"  # name of what a layer of a pipeline's stage keeps
+
 WHOLE = ("batch", "sequence", None)  # activations of which every tensor shard has all
 
 Caches = dict[str, KeyValues]  # per position of the pattern, every leaf with a leading axis over the blocks
@@ -78,6 +80,7 @@ def run_blocks(stacks: dict, x_BSD, segment_ids_BS, positions_BS, config: ModelC
         for position, (graphdef, _) in stacks.items():
             run = checkpointed(functools.partial(layer, graphdef), options.remat)
             cache = None if caches is None else caches[position]
+            x_BSD = checkpoint_name(x_BSD, LAYER_INPUT)
             x_BSD, extended[position], stats = run(params[position], x_BSD, cache)
             if stats is not None:
                 routers[position] = stats
@@ -89,11 +92,30 @@ def run_blocks(stacks: dict, x_BSD, segment_ids_BS, positions_BS, config: ModelC
 
 
 def checkpointed(function, remat: RematPolicy):
+    """A layer that keeps for its backward pass what the policy says, and its inputs."""
     if remat == "none":
         return function
-    if isinstance(remat, tuple):
-        policy = jax.checkpoint_policies.save_only_these_names(*remat)
-    else:
-        policy = REMAT_POLICIES[remat]
     # The scan around it already keeps XLA from merging the two forward passes.
-    return jax.checkpoint(function, policy=policy, prevent_cse=False)
+    return jax.checkpoint(function, policy=_policy(remat), prevent_cse=False)
+
+
+def checkpointed_stage(function, remat: RematPolicy, whole: bool):
+    """A stage of a pipeline, whose layers keep as much as elsewhere; with `whole` it keeps its own input alone.
+
+    Recomputation takes the stage's parameters out of the stack again. Otherwise each tick would keep a copy of them;
+    or, were they the same at every tick, JAX would gather them before the loop over ticks and keep them whole.
+    """
+    if whole:
+        return jax.checkpoint(function, policy=_policy("full"), prevent_cse=False)
+    if remat == "none":
+        return function
+    kept = jax.checkpoint_policies.save_from_both_policies(
+        _policy(remat), jax.checkpoint_policies.save_only_these_names(LAYER_INPUT)
+    )
+    return jax.checkpoint(function, policy=kept, prevent_cse=False)
+
+
+def _policy(remat: RematPolicy):
+    if isinstance(remat, tuple):
+        return jax.checkpoint_policies.save_only_these_names(*remat)
+    return REMAT_POLICIES[remat]

@@ -19,7 +19,7 @@ from flax import nnx
 
 from maxlm.config import ModelConfig
 from maxlm.model.attention import KeyValues
-from maxlm.model.block import WHOLE, Caches, Layer, Routers, checkpointed, run_blocks
+from maxlm.model.block import WHOLE, Caches, Layer, Routers, checkpointed, checkpointed_stage, run_blocks
 from maxlm.model.layers import TABLE, Options, RMSNorm, look_up, parameter, rope_tables, weight
 from maxlm.parallel.pipeline import pipeline
 from maxlm.parallel.sharding import axis_size, replicated, reshard, shard
@@ -132,8 +132,7 @@ class Decoder(nnx.Module):
             x_bSD, _, routers = run_blocks(stacks_of_stage, x_bSD, *tokens, config, options)
             return x_bSD, routers
 
-        if schedule.remat_stages or schedule.repeats > 1:
-            stage = jax.checkpoint(stage, policy=jax.checkpoint_policies.nothing_saveable, prevent_cse=False)
+        stage = checkpointed_stage(stage, options.remat, whole=schedule.remat_stages or schedule.repeats > 1)
         params = {position: state for position, (_, state) in stacks.items()}
         if schedule.repeats == 1:
             params = jax.tree.map(lambda p: p[None], params)
