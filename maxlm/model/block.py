@@ -58,7 +58,8 @@ class Layer(nnx.Module):
 
     def _whole(self, x_BSD: jax.Array) -> jax.Array:
         """The sequence gathered from the tensor shards, where the residual stream is split over them."""
-        return reshard(x_BSD, WHOLE, self.residual)
+        # Pinned before it travels, or the partitioner may gather the float32 from which the norm rounds it.
+        return reshard(shard(x_BSD, *self.residual), WHOLE, self.residual)
 
 
 def run_blocks(stacks: dict, x_BSD, segment_ids_BS, positions_BS, config: ModelConfig, options: Options, caches=None):

@@ -80,7 +80,8 @@ class Decoder(nnx.Module):
         blocks = None if caches is None else {position: caches[position] for position in self.blocks}
         x_BSD, blocks, routers = self._run_blocks(x_BSD, segment_ids, positions, blocks)
         caches = None if caches is None else caches | blocks
-        return Hidden(reshard(self.final_norm(x_BSD), WHOLE, self.options.residual), caches, routers)
+        normed_BSD = shard(self.final_norm(x_BSD), *options.residual)
+        return Hidden(reshard(normed_BSD, WHOLE, options.residual), caches, routers)
 
     def output_matrix(self) -> jax.Array:
         """[D, V] in the compute type; the transposed embedding table where the two are tied."""
