@@ -3,9 +3,10 @@
     pip install 'maxlm[plan]'
     python tools/compile_deviceless.py configs/runs/llama3-8b-fineweb.yaml --topology v5p:4x4x4 --traffic
 
-It runs on a machine with a CPU alone; the data need not exist. GiB per chip: the compiler's own peak, and argument +
-output + temporary - alias, which counts fragmentation and so lies higher. With `--traffic`, what each mesh axis moves:
-GiB that one chip sends in a step (maxlm/parallel/traffic.py says how they are counted). The last line is JSON.
+It runs on a machine with a CPU alone; the data need not exist. The topology names one slice, of which mesh.slices are
+joined. GiB per chip: the compiler's own peak, and argument + output + temporary - alias, which counts fragmentation and
+so lies higher. With `--traffic`, what each mesh axis moves: GiB that one chip sends in a step
+(maxlm/parallel/traffic.py says how they are counted). The last line is JSON.
 """
 
 import argparse
@@ -32,7 +33,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", help="YAML file of a run")
     parser.add_argument("overrides", nargs="*", help="key=value")
-    parser.add_argument("--topology", default="v5p:4x4x4", help="libtpu's name of the slice (default v5p:4x4x4)")
+    parser.add_argument("--topology", default="v5p:4x4x4", help="libtpu's name of one slice (default v5p:4x4x4)")
     parser.add_argument("--traffic", action="store_true", help="print what each mesh axis moves")
     parser.add_argument("--largest", type=int, default=20, help="with --traffic: single transfers listed (default 20)")
     options = parser.parse_args()

@@ -20,7 +20,8 @@ counts; where a count does not follow from constants, `Transfer.count` is NaN an
 the host and what a custom kernel (Pallas) sends by itself do not appear.
 
 Devices in the text are numbered by partition, which under `jax.jit` is the position in `mesh.devices.flat`, whatever
-the ids of the devices.
+the ids of the devices. Over several TPU slices all run one program of the devices of a single slice, numbered in that
+order; what crosses the data-centre network is a `send` to the runtime that says which collective it stands for.
 """
 
 import math
@@ -48,6 +49,15 @@ SENT = {
 # Their numbers are always those of devices; without this flag the others group replicas, of which jit makes one.
 _BY_PARTITION = {"all-to-all", "ragged-all-to-all", "collective-broadcast"}
 _CALLS = ("calls", "to_apply", "called_computations")
+# What the runtime does between slices with what it is sent, each device with its like in the other slices.
+_BETWEEN_SLICES = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
+_SLICE_OPCODES = {
+    "ALL_REDUCE": "all-reduce",
+    "ALL_GATHER": "all-gather",
+    "REDUCE_SCATTER": "reduce-scatter",
+    "ALL_TO_ALL": "all-to-all",
+    "ONE_TO_ONE": "collective-permute",
+}
 
 
 @dataclass(frozen=True)
@@ -87,11 +97,18 @@ def transfers(text: str, mesh: Mesh) -> list[Transfer]:
     Raises ValueError where the text cannot be read, or is of a program for another number of devices.
     """
     program = hlo.parse(text)
-    if program.replica_count != 1 or program.num_partitions not in (1, mesh.size):
+    if program.replica_count != 1 or program.num_partitions not in (1, mesh.size // len(_slices(mesh))):
         raise ValueError(
             f"the program is for {program.replica_count} x {program.num_partitions} devices, the mesh has {mesh.size}"
         )
     return list(_Reader(program, mesh).read(Frame(program.entry), ""))
+
+
+def _slices(mesh: Mesh) -> dict[int, np.ndarray]:
+    """Of every slice the positions of its devices, [devices, axes]; devices that know no slice are in one."""
+    number = np.array([getattr(device, "slice_index", 0) for device in mesh.devices.flat])
+    positions = np.stack(np.unravel_index(np.arange(mesh.size), mesh.devices.shape), axis=1)
+    return {int(index): positions[number == index] for index in np.unique(number)}
 
 
 def totals(moved: Iterable[Transfer]) -> dict[str, float]:
@@ -136,7 +153,8 @@ class _Reader:
     def __init__(self, program: Program, mesh: Mesh):
         self.program, self.mesh = program, mesh
         self.trips = Trips(program)
-        self.positions = np.stack(np.unravel_index(np.arange(mesh.size), mesh.devices.shape), axis=1)
+        self.slices = list(_slices(mesh).values())
+        self.positions = self.slices[0]
 
     def read(self, frame: Frame, where: str) -> Iterator[Transfer]:
         """Transfers of one run of a computation, with those of all that it calls."""
@@ -147,6 +165,8 @@ class _Reader:
                 transfer = self._transfer(instruction, base, frame.computation, here)
                 if transfer is not None:
                     yield transfer
+            elif opcode == "send" and (found := _BETWEEN_SLICES.search(instruction.attributes)):
+                yield self._between_slices(instruction, _SLICE_OPCODES[found[1]], frame.computation, here)
             elif opcode == "while":
                 yield from self._loop(frame, instruction, here)
             elif opcode == "conditional":
@@ -194,6 +214,13 @@ class _Reader:
             shapes = hlo.elements(parts[1]) if instruction.opcode.endswith("-start") else parts
         return Transfer(axes, opcode, size, 1.0, " + ".join(map(hlo.plain, shapes)), where, ())
 
+    def _between_slices(self, instruction: Instruction, opcode: str, inside: Computation, where: str) -> Transfer:
+        alike = np.stack([positions[0] for positions in self.slices])
+        axes = self._differing([alike])
+        shape = inside.instructions[instruction.operands[0]].shape
+        size = SENT[opcode](len(self.slices)) * hlo.num_bytes(shape) * (2 if opcode == "all-reduce" else 1)
+        return Transfer(axes, opcode, size, 1.0, hlo.plain(shape), where, ())
+
     def _groups(self, instruction: Instruction, opcode: str) -> list[tuple[int, ...]]:
         """Groups of positions in the mesh that exchange something; pairs for a permute."""
         attributes = instruction.attributes
@@ -206,14 +233,16 @@ class _Reader:
         found = re.search(r"\breplica_groups=", attributes)
         groups = hlo.replica_groups(attributes[found.end() :]) if found else []
         if not groups or (opcode not in _BY_PARTITION and "use_global_device_ids=true" not in attributes):
-            return [tuple(range(self.mesh.size))]
+            return [tuple(range(len(self.positions)))]
         return [group for group in groups if len(group) > 1]
 
     def _axes(self, groups: list[tuple[int, ...]]) -> tuple[str, ...]:
-        """Mesh axes in which the members of any group differ."""
+        return self._differing([self.positions[list(group)] for group in groups])
+
+    def _differing(self, groups: list[np.ndarray]) -> tuple[str, ...]:
+        """Mesh axes in which the members [devices, axes] of any group differ."""
         differ = np.zeros(self.positions.shape[1], bool)
-        for group in groups:
-            members = self.positions[list(group)]
+        for members in groups:
             differ |= (members != members[0]).any(axis=0)
         return tuple(name for name, here in zip(self.mesh.axis_names, differ, strict=True) if here)
 

@@ -48,15 +48,17 @@ class CompiledStep:
         return parts | {"sum": parts["argument"] + parts["output"] + parts["temporary"] - parts["alias"]}
 
 
-def topology_devices(topology: str) -> list:
-    """The devices of a TPU slice by libtpu's name of it, for instance "v5p:2x2x2" (8 chips).
+def topology_devices(topology: str, slices: int = 1) -> list:
+    """The devices of as many TPU slices, each by libtpu's name of it, for instance "v5p:2x2x2" (8 chips).
 
     Raises `ConfigError` where libtpu does not know it, or is not there.
     """
     for name, value in LIBTPU.items():
         os.environ.setdefault(name, value)
+    # One slice is asked for without a number: numbered slices make a program that looks for its neighbours.
+    options = {"num_slices": slices} if slices > 1 else {}
     try:
-        return list(topologies.get_topology_desc(platform="tpu", topology_name=topology).devices)
+        return list(topologies.get_topology_desc(platform="tpu", topology_name=topology, **options).devices)
     except RuntimeError as error:
         reason = str(error).partition("\n")[0]
         raise ConfigError(
@@ -65,12 +67,14 @@ def topology_devices(topology: str) -> list:
 
 
 def deviceless_mesh(config: Config, topology: str) -> Mesh:
-    """The mesh that the configuration asks for, over the devices of a slice."""
-    return build_mesh(config.mesh, topology_devices(topology))
+    """The mesh that the configuration asks for, over the devices of its `mesh.slices` slices."""
+    return build_mesh(config.mesh, topology_devices(topology, config.mesh.slices))
 
 
 def compile_for(config: Config, topology: str, quick: bool = False) -> CompiledStep:
-    """Compile the configuration's train step for a slice; raises `ConfigError` where its sizes do not divide.
+    """Compile the configuration's train step for `mesh.slices` such slices.
+
+    Raises `ConfigError` where its sizes do not divide.
 
     `quick` takes a third of the time or less, for tests. The program is partitioned as it would be otherwise, but it
     is not the real one: some conversions stay behind the gathers that they should precede, so it moves float32 where
