@@ -96,7 +96,8 @@ def blueprint(config: Config, mesh: Mesh, num_sources: int) -> Blueprint:
     state_axes = TrainState(stored, _moment_axes(transform, abstract, axes), *_unsharded(abstract[2:]))
     shardings = jax.tree.map(lambda leaf, names: named_sharding(names, mesh, leaf.shape), abstract, state_axes)
     if config.optimizer.offload:
-        shardings = shardings._replace(optimizer=_on_host(abstract.optimizer, shardings.optimizer, mesh))
+        check_host_memory(mesh.devices.flat[0])
+        shardings = shardings._replace(optimizer=_on_host(abstract.optimizer, shardings.optimizer))
     return Blueprint(config, num_sources, mesh, graphdef, axes, state_axes, transform, abstract, shardings, dtype)
 
 
@@ -115,15 +116,18 @@ def _unsharded(tree: Any) -> Any:
     return jax.tree.map(lambda leaf: (None,) * len(leaf.shape), tree)
 
 
-def _on_host(moments: Any, shardings: Any, mesh: Mesh) -> Any:
-    """Shardings in the hosts' memory, but for scalars; raises `ConfigError` where the platform has no such memory."""
-    device = mesh.devices.flat[0]
+def check_host_memory(device: jax.Device) -> None:
+    """Raise `ConfigError` where the platform has no memory of the host that a program can read."""
     kinds = {memory.kind for memory in device.addressable_memories()}
     if HOST_MEMORY not in kinds:
         raise ConfigError(
             f"optimizer.offload: {device.device_kind} offers {', '.join(sorted(kinds))} memory and no {HOST_MEMORY}; "
             "set it to null"
         )
+
+
+def _on_host(moments: Any, shardings: Any) -> Any:
+    """Shardings in the hosts' memory, but for scalars."""
     return jax.tree.map(lambda leaf, s: s.with_memory_kind(HOST_MEMORY) if leaf.shape else s, moments, shardings)
 
 

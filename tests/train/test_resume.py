@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -19,6 +20,7 @@ from maxlm.config import Config, to_yaml
 from maxlm.errors import ConfigError, DataError, DivergedError, SaveError
 from maxlm.report.metrics import read_lines
 from maxlm.train import loop
+from maxlm.train.state import check_host_memory
 
 TIMINGS = ("step_seconds", "data_wait_seconds", "tokens_per_second", "seconds", "goodput", "hbm_gib", "mfu")
 
@@ -274,6 +276,24 @@ def test_steps_skipped_in_a_row_rewind_past_the_data_and_then_stop_with_4(make_c
     events = {event["kind"]: event for event in read_lines(config.run_dir / "events.jsonl")}
     assert events["rewind"]["examples_skipped"] > 0 and "diverged" in events
     assert events["rewind"]["to_step"] < events["rewind"]["from_step"]
+
+
+def test_moments_in_host_memory_are_saved_and_come_back(make_config):
+    host = {"optimizer.offload": "host"}
+    whole, resumed = make_config({"train.total_tokens": 256 * 6}, name="whole"), make_config(name="resumed")
+    train(whole)
+    train(make_config(host | {"train.total_tokens": 256 * 3}, name="resumed"))
+    state = train(make_config(host | {"train.total_tokens": 256 * 6}, name="resumed"))
+    kinds = {leaf.sharding.memory_kind for leaf in jax.tree.leaves(state.optimizer) if leaf.ndim}
+    assert kinds == {"pinned_host"}
+    assert_same_arrays(saved_arrays(whole, 6), saved_arrays(resumed, 6))
+
+
+def test_host_memory_that_a_platform_has_not_is_refused():
+    memories = [SimpleNamespace(kind="device")]
+    device = SimpleNamespace(device_kind="toaster", addressable_memories=lambda: memories)
+    with pytest.raises(ConfigError, match="optimizer.offload: toaster offers device memory and no pinned_host"):
+        check_host_memory(device)
 
 
 def test_nothing_to_load_names_the_path(tmp_path):
