@@ -19,7 +19,7 @@ from maxlm.parallel.sharding import check_divisible, named_sharding, replicated
 from maxlm.train import optimizer
 from maxlm.train.faults import Window, empty_window
 
-HOST_MEMORY = "pinned_host"
+DEVICE_MEMORY, HOST_MEMORY = "device", "pinned_host"
 
 
 class Sums(NamedTuple):

@@ -5,7 +5,7 @@ tokens of the whole global batch, so neither the mesh nor accumulation changes t
 """
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ from maxlm.model.moe import updated_bias
 from maxlm.parallel.batch import BATCH_AXES
 from maxlm.parallel.sharding import join_batch, shard, split_batch
 from maxlm.train import faults
-from maxlm.train.state import HOST_MEMORY, Blueprint, Sums, TrainState
+from maxlm.train.state import DEVICE_MEMORY, HOST_MEMORY, Blueprint, Sums, TrainState
 
 Batch = dict[str, jax.Array]
 
@@ -46,27 +46,19 @@ def train_step(state: TrainState, batch: Batch, learning_rate: jax.Array, *, pla
     if config.optimizer.clip_norm is not None:
         scale = jnp.minimum(1.0, config.optimizer.clip_norm / grad_norm)
         gradients = jax.tree.map(lambda g: g * scale, gradients)
-    # Moments that live in the hosts' memory come to the device for the update.
-    old_moments = jax.tree.map(_on_device, state.optimizer, plan.shardings.optimizer)
-    direction, moments = plan.transform.update(gradients, old_moments, state.params)
-    updates = jax.tree.map(lambda d: d * learning_rate, direction)
-    params = jax.tree.map(lambda p, u: p + u.astype(p.dtype), state.params, updates)
-    params = _balanced(params, counted.load, plan)
-
-    def keep(new, old):
-        return jax.tree.map(lambda n, o: jnp.where(accept, n, o), new, old)
-
-    state = TrainState(
-        keep(params, state.params),
-        keep(moments, old_moments),
-        faults.record(state.window, loss, grad_norm, accept, config.faults),
-        _add(state.sums, counted, targets_B, batch, accept, plan),
+    # A branch, not a choice between arrays: moments that live in the hosts' memory are brought to the device in it, so
+    # not before the activations are gone. (Behind a barrier alone XLA fetches them before the backward pass.)
+    update = partial(_update, gradients=gradients, load=counted.load, learning_rate=learning_rate, plan=plan)
+    params, moments, update_norm = jax.lax.cond(
+        accept, update, lambda params, moments: (params, moments, jnp.float32(0)), state.params, state.optimizer
     )
+    window = faults.record(state.window, loss, grad_norm, accept, config.faults)
+    state = TrainState(params, moments, window, _add(state.sums, counted, targets_B, batch, accept, plan))
     metrics = {
         "loss": loss,
         "grad_norm": grad_norm,
         "param_norm": optax.global_norm(state.params),
-        "update_norm": jnp.where(accept, optax.global_norm(updates), 0.0),
+        "update_norm": update_norm,
         "skipped_in_row": state.window.skipped_in_row,
         "sums": state.sums,
     }
@@ -123,10 +115,19 @@ def _as_moments(gradients: dict, plan: Blueprint) -> dict:
     return jax.tree.map(lambda g, axes: shard(g.astype(jnp.float32), *axes), gradients, plan.axes)
 
 
-def _on_device(moment: jax.Array, sharding: NamedSharding) -> jax.Array:
-    if sharding.memory_kind != HOST_MEMORY:
-        return moment
-    return jax.device_put(moment, sharding.with_memory_kind("device"))
+def _update(params: dict, moments: Any, *, gradients: dict, load: dict, learning_rate: jax.Array, plan: Blueprint):
+    """Parameters and moments after an update by the mean gradients, and the norm of the update."""
+    moments = jax.tree.map(partial(_move, to=DEVICE_MEMORY), moments, plan.shardings.optimizer)
+    direction, moments = plan.transform.update(gradients, moments, params)
+    updates = jax.tree.map(lambda d: d * learning_rate, direction)
+    params = jax.tree.map(lambda p, u: p + u.astype(p.dtype), params, updates)
+    moments = jax.tree.map(partial(_move, to=HOST_MEMORY), moments, plan.shardings.optimizer)
+    return _balanced(params, load, plan), moments, optax.global_norm(updates)
+
+
+def _move(moment: jax.Array, sharding: NamedSharding, to: str) -> jax.Array:
+    """A moment that is stored in the hosts' memory, in the memory where it is wanted; others stay where they are."""
+    return jax.device_put(moment, sharding.with_memory_kind(to)) if sharding.memory_kind == HOST_MEMORY else moment
 
 
 def _balanced(params: dict, load: dict[str, jax.Array], plan: Blueprint) -> dict:
