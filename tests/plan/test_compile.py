@@ -90,11 +90,7 @@ SUMMED = "XLA sums whole what is scattered over all chips of a small torus"
 # A gather for the look-up, whose transpose would be a scatter, would send as much in all.
 ZERO_1 = "the table that zero 1 keeps whole has its gradient summed whole"
 KNOWN = {
-    (name, "gradients of tables are scattered"): SUMMED
-    for name in ("fsdp8", "pipeline2-fsdp4", "context2-fsdp4", "context2-fsdp4-ring", "expert4-fsdp2")
-}
-KNOWN |= {
-    ("pipeline2-expert2-fsdp2", "gradients of tables are scattered"): SUMMED,
+    ("fsdp8", "gradients of tables are scattered"): SUMMED,
     ("data2-fsdp4-zero1", "gradients of tables are scattered"): ZERO_1,
 }
 
