@@ -105,9 +105,9 @@ def _check_sequence(config: Config, mesh: Mesh) -> None:
     if config.data.seq_len % unit:
         nearest = max(1, round(config.data.seq_len / unit)) * unit
         raise ConfigError(
-            f"data.seq_len: {config.data.seq_len} is not a multiple of {unit}, which mesh.context = {context}"
+            f"data.seq_len: {config.data.seq_len} is not a multiple of {unit}, needed by mesh.context = {context}"
             + (f" and mesh.tensor = {tensor} with parallel.sequence" if config.parallel.sequence else "")
-            + f" ask for; the nearest that works is {nearest}"
+            + f"; the nearest that works is {nearest}"
         )
 
 

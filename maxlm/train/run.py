@@ -54,8 +54,8 @@ class Run:
         with together():
             self.mesh = build_mesh(config.mesh, devices)
             check_batch(config, self.mesh)
+            self.plan = blueprint(config, self.mesh, len(config.data.sources))
             self.sources = open_sources(config.data, config.model.vocab_size)
-            self.plan = blueprint(config, self.mesh, len(self.sources.train))
             self.bubble = bubble_fraction(config, self.mesh)
             self.rows = addressed_rows(config.batch_size, self.mesh)
         self._stack, self._reader = ExitStack(), ExitStack()

@@ -85,7 +85,7 @@ def test_batch_must_divide_over_the_devices_that_share_it(
         (
             {"context": 2, "tensor": 4, "fsdp": 1},
             {"data": {"seq_len": 12}, "parallel": {"sequence": True}, "train": {"batch_tokens": 96}},
-            "data.seq_len: 12 is not a multiple of 8, .* and mesh.tensor = 4 with parallel.sequence .* is 16",
+            "data.seq_len: 12 is not a multiple of 8, .* and mesh.tensor = 4 with parallel.sequence; .* is 16",
         ),
     ],
 )
