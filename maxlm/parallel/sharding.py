@@ -217,7 +217,8 @@ def check_divisible(axes: LogicalAxes, shape: Sequence[int], mesh: Mesh) -> None
         names = mesh_axes(axis, mesh, size)
         parts = math.prod(mesh.shape[name] for name in names)
         if size % parts:
+            key = "model.moe.mlp_dim" if axis == "mlp" and "experts" in axes else CONFIG_KEYS[axis]
             raise ConfigError(
-                f"{CONFIG_KEYS[axis]}: {size} is not divisible by mesh.{' x mesh.'.join(names)} = {parts}; "
+                f"{key}: {size} is not divisible by mesh.{' x mesh.'.join(names)} = {parts}; "
                 f"use a multiple of {parts}, the nearest is {max(1, round(size / parts)) * parts}, or a smaller axis"
             )

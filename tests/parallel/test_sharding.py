@@ -45,6 +45,7 @@ def test_unknown_logical_axis_is_an_error(mesh: Mesh) -> None:
         (("layers", "embed", "kv_heads", "head_dim"), (3, 16, 6, 5), "model.num_kv_heads: 6 .* nearest is 8"),
         (("embed", "mlp"), (16, 1), "model.mlp_dim: 1 is not divisible"),
         (("embed", "heads", "head_dim"), (16, 6, 4), "model.num_heads: 6 is not divisible"),
+        (("experts", "expert_embed", "mlp"), (3, 16, 6), "model.moe.mlp_dim: 6 is not divisible"),
     ],
 )
 def test_indivisible_parameter_names_its_configuration_key(mesh: Mesh, axes, shape, message: str) -> None:
