@@ -270,7 +270,7 @@ class RematConfig(Section):
     policy: Literal["none", "dots", "full"] | tuple[Literal[SAVEABLE], ...] = Field(
         "full",
         description="What the backward pass recomputes: none of a layer, all but its matrix products (dots), all of "
-        "it (full), or all but the named tensors.",
+        "it (full), or all but the named tensors. With none a pipeline keeps its weights once per tick.",
     )
 
 
