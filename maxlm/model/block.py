@@ -92,12 +92,12 @@ def run_blocks(stacks: dict, x_BSD, segment_ids_BS, positions_BS, config: ModelC
     return x_BSD, caches, routers
 
 
-def checkpointed(function, remat: RematPolicy):
+def checkpointed(function, remat: RematPolicy, in_scan: bool = True):
     """A layer that keeps for its backward pass what the policy says, and its inputs."""
     if remat == "none":
         return function
-    # The scan around it already keeps XLA from merging the two forward passes.
-    return jax.checkpoint(function, policy=_policy(remat), prevent_cse=False)
+    # A scan around it keeps XLA from merging the two forward passes; elsewhere that has to be asked for.
+    return jax.checkpoint(function, policy=_policy(remat), prevent_cse=not in_scan)
 
 
 def checkpointed_stage(function, remat: RematPolicy, whole: bool):

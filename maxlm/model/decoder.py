@@ -116,7 +116,7 @@ class Decoder(nnx.Module):
                 return nnx.merge(graphdef, params)(x_BSD, rope, segment_ids, cache)
 
             cache = None if caches is None else caches[f"first{number}"]
-            x_BSD, cache, _ = checkpointed(run, self.options.remat)(params, x_BSD, cache)
+            x_BSD, cache, _ = checkpointed(run, self.options.remat, in_scan=False)(params, x_BSD, cache)
             caches = None if caches is None else caches | {f"first{number}": cache}
         return x_BSD, caches
 
