@@ -175,14 +175,14 @@ def _penalty(logits_BSE, scores_BSE, chosen_BSKE, valid_BS, moe: MoeConfig) -> j
         share_BE = jnp.sum(jnp.where(valid_BS[..., None], share_BSE, 0.0), axis=1)
         count_BE = jnp.sum(chosen_BSKE & valid_BS[..., None, None], axis=(1, 2), dtype=jnp.float32)
         tokens_B = jnp.sum(valid_BS, axis=1, dtype=jnp.float32)
-        share_BE, count_BE, tokens_B = _sum((share_BE, count_BE, tokens_B), split_axes("sequence"))
+        share_BE, count_BE, tokens_B = jax.lax.psum((share_BE, count_BE, tokens_B), split_axes("sequence"))
         factor_B = moe.num_experts / (moe.experts_per_token * jnp.maximum(tokens_B, 1.0))
         penalty += moe.aux_weight * jnp.sum(factor_B[:, None] * count_BE * share_BE)
     if moe.z_weight:
         log_partition_BS = jax.nn.logsumexp(logits_BSE, axis=-1)
         squares = jnp.sum(jnp.where(valid_BS, jnp.square(log_partition_BS), 0.0))
-        penalty += moe.z_weight * _sum(squares, split_axes("sequence"))
-    return _sum(penalty, split_axes("batch"))
+        penalty += moe.z_weight * jax.lax.psum(squares, split_axes("sequence"))
+    return jax.lax.psum(penalty, split_axes("batch"))
 
 
 def _load(sizes_L: jax.Array, axis: str | None, num_experts: int) -> jax.Array:
@@ -191,7 +191,7 @@ def _load(sizes_L: jax.Array, axis: str | None, num_experts: int) -> jax.Array:
     if axis is not None:
         first = jax.lax.axis_index(axis) * sizes_L.size
         load_E = jax.lax.dynamic_update_slice(jnp.zeros(num_experts, sizes_L.dtype), sizes_L, (first,))
-    return _sum(load_E, split_axes("batch") + split_axes("sequence"))
+    return jax.lax.psum(load_E, split_axes("batch") + split_axes("sequence"))
 
 
 def updated_bias(bias_LE: jax.Array, load_LE: jax.Array, rate: float) -> jax.Array:
@@ -203,20 +203,16 @@ def updated_bias(bias_LE: jax.Array, load_LE: jax.Array, rate: float) -> jax.Arr
     return bias_LE + rate * jnp.sign(jnp.mean(load_LE, axis=-1, keepdims=True) - load_LE)
 
 
-def _sum(tree, axes: tuple[str, ...]):
-    return jax.lax.psum(tree, axes) if axes else tree
-
-
 @partial(jax.custom_vjp, nondiff_argnums=(1,))
 def _sum_equals(x: jax.Array, axes: tuple[str, ...]) -> jax.Array:
     """The sum of the shards' values, for a result that is the same on all of them, and so is its gradient.
 
     The gradient of a sum is a sum; of equal values that is a product, where autodiff would communicate again.
     """
-    return _sum(x, axes)
+    return jax.lax.psum(x, axes)
 
 
 _sum_equals.defvjp(
-    lambda x, axes: (_sum(x, axes), None),
-    lambda axes, _, d_out: ((d_out * jax.lax.psum(1, axes) if axes else d_out).astype(d_out.dtype),),
+    lambda x, axes: (jax.lax.psum(x, axes), None),
+    lambda axes, _, d_out: ((d_out * jax.lax.psum(1, axes)).astype(d_out.dtype),),
 )

@@ -82,7 +82,7 @@ def check_batch(config: Config, mesh: Mesh) -> None:
         nearest = max(1, round(microbatches / stages)) * stages
         raise ConfigError(
             f"pipeline.microbatches: {microbatches} is not a multiple of mesh.pipeline = {stages}; "
-            f"the nearest that works is {nearest}, and {4 * stages} leaves the stages idle for a fifth of the time"
+            f"the nearest that works is {nearest}; the more there are, the less the stages idle"
         )
     factors = {f"mesh.{name}": size for name, size in sizes.items()}
     factors |= {"train.accumulate": config.train.accumulate, "pipeline.microbatches": microbatches}

@@ -138,7 +138,7 @@ def manual(function: Callable, in_axes: tuple, out_axes: Any) -> Callable:
     """`function` on every device's own shards (a `shard_map` over all automatic axes of the mesh).
 
     `in_axes` has for each argument, `out_axes` for the result, a tuple of logical axes, or a tree of such tuples.
-    Without a mesh it is the function itself, so it may use a collective only over an axis of `axis_size` above 1.
+    Inside, collectives run over `split_axes`. Without a mesh it is the function itself, and those are empty.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
