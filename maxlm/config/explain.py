@@ -6,7 +6,7 @@ from typing import Any, Union, get_args, get_origin
 
 from pydantic import ValidationError
 
-from maxlm.config.sections import Section
+from maxlm.config.section import Section
 
 
 def explain(error: ValidationError, schema: type[Section]) -> list[str]:

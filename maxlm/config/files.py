@@ -10,7 +10,8 @@ from pydantic import ValidationError
 from yaml import YAMLError
 
 from maxlm.config.explain import explain
-from maxlm.config.sections import Config, Section
+from maxlm.config.section import Section
+from maxlm.config.sections import Config
 from maxlm.errors import ConfigError
 
 S = TypeVar("S", bound=Section)

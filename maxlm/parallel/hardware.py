@@ -1,9 +1,39 @@
-"""Peak arithmetic of devices, for model FLOPs utilisation (MFU).
+"""What accelerators can do: the peak of their arithmetic, their memory and their links.
 
-Dense bfloat16 peak in FLOP/s per JAX device, from the vendors' data sheets (NVIDIA quotes twice these with
-structured sparsity). A TPU v4 or v5p chip is one JAX device. A kind that is not listed has no MFU rather than a
-wrong one.
+`CHIPS` describes one JAX device of each kind; `system` reads the names of slices and clusters ("v5p-128", "h100x8").
+Peaks are dense: NVIDIA quotes twice these with structured sparsity. A kind that is not listed has no figures rather
+than wrong ones.
 """
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Chip:
+    """One JAX device. Bandwidths are bytes/s in one direction."""
+
+    name: str
+    platform: str  # tpu | cuda
+    kinds: tuple[str, ...]  # as jax.Device.device_kind names it
+    flops: dict[str, float]  # dense peak by type, FLOP/s
+    hbm_bytes: int  # what a program may use
+    hbm_bandwidth: float
+    link_bandwidth: float  # of one ICI link, or of all NVLinks of a GPU together
+    torus_dims: int  # ICI links leave in both directions of as many dimensions; 0: every device of a node reaches all
+    network_bandwidth: float  # of the data-centre network, per device
+    node: int  # devices that share a host (GPUs: an NVLink domain)
+
+
+@dataclass(frozen=True)
+class System:
+    """A TPU slice, or GPUs in nodes of `chip.node`."""
+
+    name: str
+    chip: Chip
+    num_devices: int
+    topology: str | None  # libtpu's name of the slice
+    shape: tuple[int, ...]  # of the torus; of GPUs (nodes, GPUs of a node)
+
 
 # cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e}; NVIDIA A100, H100, H200 and B200 data sheets.
 DENSE_BF16_FLOPS: dict[str, float] = {
