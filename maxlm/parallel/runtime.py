@@ -8,11 +8,14 @@ import jax
 
 from maxlm.config import ProcessesConfig
 from maxlm.parallel import processes
+from maxlm.parallel.hardware import GPU_MEMORY_FRACTION
 
 
 def setup(joined: ProcessesConfig | None = None) -> None:
     """Turn on the persistent compilation cache: `JAX_COMPILATION_CACHE_DIR`, else the user's cache directory; with
     `joined`, come together with the other processes of the command first."""
+    # Read when the GPU is first touched.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", str(GPU_MEMORY_FRACTION))
     if joined:
         processes.join(joined)
     # Orbax logs with a traceback what its threads also raise; people are told once, by the error.

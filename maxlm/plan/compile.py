@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 
 from maxlm.config import Config
 from maxlm.errors import ConfigError
+from maxlm.parallel.hardware import system
 from maxlm.parallel.mesh import build_mesh, check_batch
 from maxlm.train.state import Blueprint, abstract_batch, abstract_state, blueprint, replicated_scalar
 from maxlm.train.step import compile_step
@@ -49,16 +50,18 @@ class CompiledStep:
 
 
 def topology_devices(topology: str, slices: int = 1) -> list:
-    """The devices of as many TPU slices, each by libtpu's name of it, for instance "v5p:2x2x2" (8 chips).
+    """The devices of as many TPU slices, each by a name that `system` knows, for instance "v5p:2x2x2" (8 chips).
 
     Raises `ConfigError` where libtpu does not know it, or is not there.
     """
     for name, value in LIBTPU.items():
         os.environ.setdefault(name, value)
+    found = system(topology)
+    options = found.libtpu_options
     # One slice is asked for without a number: numbered slices make a program that looks for its neighbours.
-    options = {"num_slices": slices} if slices > 1 else {}
+    options |= {"num_slices": slices} if slices > 1 else {}
     try:
-        return list(topologies.get_topology_desc(platform="tpu", topology_name=topology, **options).devices)
+        return list(topologies.get_topology_desc(platform="tpu", topology_name=found.topology, **options).devices)
     except RuntimeError as error:
         reason = str(error).partition("\n")[0]
         raise ConfigError(

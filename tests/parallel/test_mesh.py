@@ -8,7 +8,6 @@ from tiny import run_config
 
 from maxlm.config import MeshConfig
 from maxlm.errors import ConfigError
-from maxlm.parallel.hardware import peak_flops
 from maxlm.parallel.mesh import AXES, axis_sizes, bubble_fraction, build_mesh, check_batch, check_layers
 
 
@@ -129,8 +128,3 @@ def test_bubble_is_the_share_of_idle_ticks() -> None:
 def test_slices_that_the_devices_do_not_form_are_refused() -> None:
     with pytest.raises(ConfigError, match="mesh.slices: the devices form 1 slice, found 2; set it to 1"):
         build_mesh(MeshConfig(data=2, slices=2))
-
-
-def test_unknown_device_has_no_peak() -> None:
-    assert peak_flops("cpu") is None
-    assert peak_flops("NVIDIA H200") == 989.5e12  # dense; the sheet's 1,979 counts sparsity
