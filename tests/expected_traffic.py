@@ -13,15 +13,17 @@ import jax
 import numpy as np
 
 from maxlm.parallel import hlo
-from maxlm.parallel.sharding import GATHERED, RULES, mesh_axes
+from maxlm.parallel.sharding import mesh_axes
 from maxlm.parallel.traffic import Transfer, totals
+from maxlm.plan.communication import BATCH_AXES, STACKED, Layout, layout, limits
 from maxlm.train.state import Blueprint
 
 # Below this a buffer is bookkeeping: norms, counters, statistics of the loss.
 SMALL = 2**17
-# Axes whose devices see different tokens, so that gradients are summed over them.
-BATCH_AXES = {*RULES["batch"], *RULES["sequence"]}
-STACKED = {"repeats", "layers"}
+
+
+def layout_of(plan: Blueprint) -> Layout:
+    return layout(plan.config, plan.mesh.shape, plan.mesh.devices.flat[0].platform)
 
 
 def describe(transfer: Transfer) -> str:
@@ -54,7 +56,8 @@ def weights_over(axis: str, moved: Iterable[Transfer], plan: Blueprint) -> list[
 def gathers_of_activations(moved: Iterable[Transfer], plan: Blueprint) -> list[str]:
     """What `tensor` moves besides sums of the residual stream; with parallel.sequence, its gathers and scatters too."""
     allowed = {"all-reduce"} | ({"all-gather", "reduce-scatter"} if plan.config.parallel.sequence else set())
-    largest = max(_rows(plan), _rows_of_stage(plan)) * plan.config.model.embed_dim * plan.dtype.itemsize
+    laid = layout_of(plan)
+    largest = max(laid.rows, laid.rows_of_stage) * plan.config.model.embed_dim * plan.dtype.itemsize
     return [
         describe(t)
         for t in _large(moved)
@@ -102,101 +105,13 @@ def between_slices(moved: Iterable[Transfer], plan: Blueprint) -> list[str]:
     ]
 
 
-def limits(plan: Blueprint) -> dict[str, float]:
-    """Bytes per step and chip that theory allows, by axis; what is moved over joint axes counts for each of them."""
-    found = Counter()
-    for part in (_parameter_limits, _residual_limits, _context_limits, _expert_limits):
-        found.update(part(plan))
-    return {axis: size for axis, size in found.items() if size}
-
-
-def _parameter_limits(plan: Blueprint) -> Counter:
-    """Every parameter is gathered for the forward and for the backward pass, and its gradient scattered, over the axes
-    that split it, in the compute type and per microbatch; of vocabulary matrices gradients are float32. Zero 1 gathers
-    nothing but the new parameters, once. data: a chip's part of the gradients is summed in float32.
-
-    A pipeline does so at every tick, in bubbles too, for the layers of one repeat; a recomputed stage gathers thrice.
-    """
-    config, shape, found = plan.config, plan.mesh.shape, Counter()
-    for leaf, names in _leaves(plan):
-        split = {name: mesh_axes(name, plan.mesh, size) for name, size in zip(names, leaf.shape, strict=True)}
-        sharders = [axis for name in GATHERED & set(names) for axis in split[name]]
-        shards = math.prod(shape[axis] for axis in sharders)
-        others = math.prod(shape[axis] for name in set(names) - GATHERED for axis in split[name])
-        whole, stacked = math.prod(leaf.shape) / others, bool(STACKED & set(names))
-        times = config.train.accumulate * (_ticks(plan) / config.pipeline.repeats if stacked else 1)
-        gathers = 2 + (stacked and _stages_recompute(plan))
-        width, gradient = plan.dtype.itemsize, 4 if "vocab" in names else plan.dtype.itemsize
-        if config.parallel.zero == 3:
-            passes = (gathers * width + gradient) * times
-        else:
-            passes = leaf.dtype.itemsize + gradient * times
-        found.update({axis: (shards - 1) / shards * whole * passes for axis in sharders})
-        found["data"] += 2 * (1 - 1 / shape["data"]) * whole / shards * 4 * times
-    return found
-
-
-def _residual_limits(plan: Blueprint) -> Counter:
-    """tensor: two sums of the residual stream per layer in either direction, two more where the layer is recomputed,
-    and four for embedding and head. With parallel.sequence each sum is a scatter and a gather, as many bytes.
-
-    pipeline: at every tick each stage hands its output to the next one and an input that waits to the one before; with
-    repeats, an input of the next repeat too. The backward pass returns as much. Parameters stay where they are.
-    """
-    config, width, tensor = plan.config, plan.dtype.itemsize, plan.mesh.shape["tensor"]
-    embed, count = config.model.embed_dim, config.train.accumulate
-    sums = (2 + 2 * _forward_passes(plan)) * _layers_of_stage(plan) * _ticks(plan) * _rows_of_stage(plan)
-    found = Counter(tensor=2 * (1 - 1 / tensor) * (sums + 4 * _rows(plan)) * embed * width * count)
-    if plan.mesh.shape["pipeline"] > 1:
-        handed_on = 2 * (3 if config.pipeline.repeats > 1 else 2)
-        split = tensor if config.parallel.sequence else 1
-        found["pipeline"] = handed_on * _ticks(plan) * _rows_of_stage(plan) / split * embed * width * count
-    return found
-
-
-def _context_limits(plan: Blueprint) -> Counter:
-    """context, for every layer with S tokens of a chip's own: keys and values of S go to each of the c - 1 others, in
-    the forward pass and in its recomputation. all_gather: their gradients come back from as many, in float32. ring:
-    the backward pass sends keys and values round once more, and gradients in float32 all the way home, c steps.
-    """
-    config, context, tensor = plan.config, plan.mesh.shape["context"], plan.mesh.shape["tensor"]
-    if context == 1:
-        return Counter()
-    model, width = config.model, plan.dtype.itemsize
-    both = 2 * _rows_of_stage(plan) * max(1, model.num_kv_heads / tensor) * model.head_dim
-    passes = _forward_passes(plan)
-    if config.parallel.context == "ring":
-        moved = (context - 1) * (passes + 1) * width + context * 4
-    else:
-        moved = (context - 1) * (passes * width + 4)
-    return Counter(context=both * moved * _layers_of_stage(plan) * _ticks(plan) * config.train.accumulate)
-
-
-def _expert_limits(plan: Blueprint) -> Counter:
-    """expert, for every layer with experts: rows go out and come back, in the forward pass, in its recomputation and
-    in the backward pass. A buffer is counted as full. The one in which a device receives is as large as the worst case:
-    all rows of all x devices on one, as far as different experts of a token allow. The one from which it sends is as
-    large where it is padded, and where it is ragged it has a row per chosen expert.
-    """
-    config, experts = plan.config, plan.mesh.shape["expert"]
-    if experts == 1 or config.model.moe is None:
-        return Counter()
-    moe, tokens = config.model.moe, _rows_of_stage(plan)
-    worst = experts * tokens * min(moe.experts_per_token, moe.num_experts // experts)
-    sent = worst if config.parallel.exchange == "padded" else tokens * moe.experts_per_token
-    layers = _layers_of_stage(plan) / moe.every * _ticks(plan) * config.train.accumulate
-    passes = _forward_passes(plan) + 1
-    size = (1 - 1 / experts) * (sent + worst) * config.model.embed_dim * plan.dtype.itemsize
-    return Counter(expert=size * passes * layers)
-
-
 def above_limits(moved: Iterable[Transfer], plan: Blueprint, slack: float = 1.15) -> list[str]:
     """Axes that move more than theory allows, small buffers left out; joint axes count for each of their members.
 
     The slack is for what the compiler chooses: over 8 chips its windowed loops scatter in 9 steps what takes 7, and
     tables are summed whole. A third gather of the weights would be a third more.
     """
-    allowed = limits(plan)
+    allowed = limits(layout_of(plan))
     return [
         f"{axis} sends {size / 2**20:.0f} MiB, theory allows {allowed.get(axis, 0.0) / 2**20:.0f}"
         for axis, size in by_axis(moved).items()
@@ -219,42 +134,8 @@ def _large(moved: Iterable[Transfer]) -> list[Transfer]:
 def _in_layers(transfer: Transfer, plan: Blueprint) -> bool:
     """Whether it sits in the scan over the blocks, inside those over microbatches and ticks."""
     around = (plan.config.train.accumulate > 1) + (plan.mesh.shape["pipeline"] > 1)
-    blocks = _layers_of_stage(plan) / plan.config.model.period
+    blocks = layout_of(plan).layers_of_stage / plan.config.model.period
     return len(transfer.loops) > around and transfer.loops[around].trips == blocks
-
-
-def _layers_of_stage(plan: Blueprint) -> float:
-    """Layers that one run of a stage has."""
-    model, parts = plan.config.model, plan.mesh.shape["pipeline"] * plan.config.pipeline.repeats
-    return model.num_blocks * model.period / parts
-
-
-def _ticks(plan: Blueprint) -> int:
-    """Runs of a stage per microbatch of the optimizer step."""
-    stages, schedule = plan.mesh.shape["pipeline"], plan.config.pipeline
-    return schedule.microbatches * schedule.repeats + stages - 1 if stages > 1 else 1
-
-
-def _stages_recompute(plan: Blueprint) -> bool:
-    schedule = plan.config.pipeline
-    return plan.mesh.shape["pipeline"] > 1 and (schedule.remat_stages or schedule.repeats > 1)
-
-
-def _forward_passes(plan: Blueprint) -> int:
-    """Times that a layer is computed forward."""
-    return 1 + (plan.config.remat.policy != "none") + _stages_recompute(plan)
-
-
-def _rows(plan: Blueprint) -> float:
-    """Rows of the residual stream, tokens, of one microbatch on one chip."""
-    shards = math.prod(plan.mesh.shape[axis] for axis in BATCH_AXES)
-    return plan.config.train.batch_tokens / plan.config.train.accumulate / shards
-
-
-def _rows_of_stage(plan: Blueprint) -> float:
-    """The same where layers are computed: a pipeline's stage has one of its microbatches, of all stages' rows."""
-    stages = plan.mesh.shape["pipeline"]
-    return _rows(plan) * (stages / plan.config.pipeline.microbatches if stages > 1 else 1)
 
 
 def _arrays(transfer: Transfer) -> set[tuple[int, ...]]:

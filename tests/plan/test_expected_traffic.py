@@ -10,7 +10,7 @@ from expected_traffic import (
     by_axis,
     gathers_of_activations,
     gathers_outside_layers,
-    limits,
+    layout_of,
     repeated_reductions,
     weights_over,
     whole_gradients,
@@ -23,6 +23,7 @@ from tiny import run_config
 from maxlm.config import Config
 from maxlm.parallel.mesh import AXES, build_mesh
 from maxlm.parallel.traffic import Loop, Transfer, transfers
+from maxlm.plan.communication import limits
 from maxlm.train.state import Blueprint, blueprint
 
 MODEL = {"vocab_size": 4096, "embed_dim": 1024, "num_layers": 6, "mlp_dim": 3072, "num_heads": 8, "head_dim": 128}
@@ -42,6 +43,10 @@ def config_of(mesh: dict, **sections: dict) -> Config:
 def plan_of(mesh: dict, **sections: dict) -> Blueprint:
     config = config_of(mesh, **sections)
     return blueprint(config, build_mesh(config.mesh), 1)
+
+
+def limits_of(mesh: dict, **sections: dict) -> dict[str, float]:
+    return limits(layout_of(plan_of(mesh, **sections)))
 
 
 def transfer(axis: str, opcode: str, shape: str, loops: tuple[Loop, ...] = ()) -> Transfer:
@@ -114,17 +119,15 @@ def test_limits_are_those_of_the_hand() -> None:
     """Bytes of one layer's matrices over fsdp: gathered twice and scattered once, in two bytes a parameter."""
     layer = 1024 * 128 * (8 + 2 + 2 + 8) + 3 * 1024 * 3072
     norms, table = (2 * 6 + 1) * 1024, 4096 * 1024
-    assert limits(plan_of({"fsdp": 8})) == {"fsdp": 7 / 8 * (6 * layer * 6 + 2 * table * (2 + 2 + 4))}
+    assert limits_of({"fsdp": 8}) == {"fsdp": 7 / 8 * (6 * layer * 6 + 2 * table * (2 + 2 + 4))}
     data = 2 * 7 / 8 * (6 * layer + 2 * table + norms) * 4
-    assert limits(plan_of({"data": 8})) == {"data": pytest.approx(data)}
-    found = limits(plan_of({"pipeline": 2, "fsdp": 4}))
+    assert limits_of({"data": 8}) == {"data": pytest.approx(data)}
+    found = limits_of({"pipeline": 2, "fsdp": 4})
     tables = 7 / 8 * 2 * table * 8
     # Two permutes of two rows of a batch of 32, at each of five ticks, forward and backward.
     assert found["pipeline"] == tables + 4 * 5 * 2 * 1024 * 1024 * 2
     assert found["fsdp"] == tables + 3 / 4 * 3 * layer * 6 * 5
-    ring, gathered = (
-        limits(plan_of({"fsdp": 4, "context": 2}, parallel={"context": c})) for c in ("ring", "all_gather")
-    )
+    ring, gathered = (limits_of({"fsdp": 4, "context": 2}, parallel={"context": c}) for c in ("ring", "all_gather"))
     keys = 2 * 6 * (8 * 512) * 2 * 128  # and values
     assert ring["context"] - ring["fsdp"] == keys * (3 * 2 + 2 * 4)
     assert gathered["context"] - gathered["fsdp"] == keys * (2 * 2 + 4)
@@ -132,7 +135,7 @@ def test_limits_are_those_of_the_hand() -> None:
 
 def test_more_than_theory_allows_is_found() -> None:
     plan = plan_of({"fsdp": 8})
-    allowed = limits(plan)["fsdp"]
+    allowed = limits(layout_of(plan))["fsdp"]
     moved = [Transfer(("fsdp",), "all-gather", allowed / 6, 6.0, WEIGHT, "", LAYERS)]
     assert by_axis(moved) == {"fsdp": pytest.approx(allowed)}
     assert above_limits(moved, plan) == []
