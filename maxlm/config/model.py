@@ -66,6 +66,9 @@ class ModelConfig(Section):
         description="Sliding attention window in tokens: null for full attention, one number for all layers, or a "
         "list that repeats over the layers (its length divides num_layers).",
     )
+    attention_softcap: Real | None = Field(
+        None, gt=0, description="Bound on attention's scores, by tanh before the softmax (Gemma 2); null for none."
+    )
     moe: MoeConfig | None = Field(None, description="Mixture of experts in place of the MLP; null for none.")
     qk_norm: bool = Field(False, description="RMS-normalise queries and keys per head.")
     norm_eps: Real = Field(1e-5, gt=0, description="Added to the mean square inside RMSNorm.")

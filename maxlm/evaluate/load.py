@@ -53,11 +53,12 @@ def load_all(path: str | Path, devices: list[jax.Device] | None = None) -> Loade
     if config.model.embed_dim % len(devices):
         devices = devices[:1]
     mesh = build_mesh(MeshConfig(), devices)
-    platform = devices[0].platform
+    platform, device_kind = devices[0].platform, devices[0].device_kind
     dtype = "float32" if platform == "cpu" else "bfloat16"
     if config.precision.compute != "auto":
         dtype = config.precision.compute
-    options = {"params_dtype": jnp.dtype(config.precision.params), "dtype": jnp.dtype(dtype), "platform": platform}
+    options = {"params_dtype": jnp.dtype(config.precision.params), "dtype": jnp.dtype(dtype)}
+    options |= {"platform": platform, "device_kind": device_kind}
     graphdef, shapes, axes = decoder.abstract(config.model, **options)
     abstract = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),

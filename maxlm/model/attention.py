@@ -1,17 +1,21 @@
 """Attention over packed documents. Axis letters as in layers.py.
 
-`attend` is the reference: plain XLA with a float32 softmax, the truth that other implementations are held to.
+`reference` is plain XLA with a float32 softmax, the truth that other implementations are held to; `attend` takes the
+one that kernels.py chooses.
 """
 
 import functools
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from maxlm.model.mask import visible
+from maxlm.model import kernels
+from maxlm.model.mask import capped, visible
 from maxlm.model.ring import ring_attention
+from maxlm.model.splash import splash_attention
 from maxlm.parallel.batch import sequence_order
 from maxlm.parallel.sharding import axis_size, manual, shard
 
@@ -37,31 +41,72 @@ class KeyValues(NamedTuple):
         )
 
 
-def attend(q_BSHE, k_BSKE, v_BSKE, segment_ids_BS, window: int | None, cache: KeyValues | None, context: str):
+@dataclass(frozen=True)
+class Attended:
+    """How a layer attends: its masks, and by what they are computed."""
+
+    window: int | None = None
+    softcap: float | None = None
+    kernel: str = "auto"
+    platform: str = "cpu"
+    device_kind: str = ""
+    documents: bool = True  # segment ids part documents; else they only mark padding at a row's end
+    context: str = "all_gather"  # how a split sequence is seen whole: all_gather | ring
+
+
+def attend(q_BSHE, k_BSKE, v_BSKE, segment_ids_BS, cache: KeyValues | None, how: Attended):
     """Grouped-query attention of new queries over the cache (where given) and the new keys and values.
 
-    Under a context axis each shard holds its part of the sequence in `sequence_order`; `context` says whether keys and
-    values are gathered or passed round (all_gather | ring). Returns the mixed values [B, S, H, E], named "attention"
-    for remat policies, and the extended cache. Padding (segment 0) sees only padding, so no row of the softmax is
-    empty.
+    Under a context axis each shard holds its part of the sequence in `sequence_order`. Returns the mixed values
+    [B, S, H, E], named "attention" for remat policies together with what else the backward pass of the
+    implementation needs, and the extended cache. Padding (segment 0) sees only padding, so no row of the softmax is
+    empty. (cudnn alone lets padding at a row's end see the text before it; nothing reads what comes of that.)
     """
     k_BSKE, v_BSKE = _per_shard(k_BSKE), _per_shard(v_BSKE)
-    shards = axis_size("context")
-    if shards > 1 and context == "ring":
-        queries, keys, tokens = (("batch", "sequence", *rest) for rest in (("heads", None), ("kv_heads", None), ()))
-        ring = functools.partial(ring_attention, window=window)
-        return manual(ring, (queries, keys, keys, tokens), queries)(q_BSHE, k_BSKE, v_BSKE, segment_ids_BS), cache
+    shards, name = axis_size("context"), _choose(q_BSHE, cache, how)
+    if name == "reference":
+        return _attend_by_reference(q_BSHE, k_BSKE, v_BSKE, segment_ids_BS, cache, how)
+    if name == "splash":
+        blocks = kernels.splash_blocks(how.device_kind)
+        mixed_BSHE = splash_attention(q_BSHE, k_BSKE, v_BSKE, segment_ids_BS, how.window, how.softcap, blocks)
+        return mixed_BSHE, cache
+    queries, keys, tokens = (("batch", "sequence", *rest) for rest in (("heads", None), ("kv_heads", None), ()))
+    own = {
+        "blocked": functools.partial(ring_attention, axis="context" if shards > 1 else None),
+    }[name]
+    own = functools.partial(own, window=how.window, softcap=how.softcap)
+    return manual(own, (queries, keys, keys, tokens), queries)(q_BSHE, k_BSKE, v_BSKE, segment_ids_BS), cache
+
+
+def _choose(q_BSHE, cache: KeyValues | None, how: Attended) -> str:
+    asked = kernels.Asked(
+        platform=how.platform,
+        seq_len=q_BSHE.shape[1],
+        num_heads=q_BSHE.shape[2],
+        head_dim=q_BSHE.shape[3],
+        dtype=q_BSHE.dtype.name,
+        documents=how.documents,
+        window=how.window is not None,
+        softcap=how.softcap is not None,
+        cache=cache is not None,
+        context=how.context,
+        shards=axis_size("context"),
+    )
+    return kernels.choose(how.kernel, asked)
+
+
+def _attend_by_reference(q_BSHE, k_BSKE, v_BSKE, segment_ids_BS, cache: KeyValues | None, how: Attended):
     segments_BT = segment_ids_BS
     if cache is not None:
         first, cache = cache.length, cache.append(k_BSKE, v_BSKE, segment_ids_BS)
         k_BSKE, v_BSKE, segments_BT = cache.key_BTKE, cache.value_BTKE, cache.segment_ids_BT
         index_S, index_T = first + jnp.arange(q_BSHE.shape[1]), jnp.arange(k_BSKE.shape[1])
     else:
-        index_S = index_T = jnp.asarray(sequence_order(q_BSHE.shape[1], shards))
+        index_S = index_T = jnp.asarray(sequence_order(q_BSHE.shape[1], axis_size("context")))
         k_BSKE, v_BSKE = (shard(x, "batch", None, "kv_heads", None) for x in (k_BSKE, v_BSKE))
         segments_BT = shard(segment_ids_BS, "batch", None)
-    allowed_BST = visible(index_S, index_T, segment_ids_BS, segments_BT, window)
-    return checkpoint_name(reference(q_BSHE, k_BSKE, v_BSKE, allowed_BST), "attention"), cache
+    allowed_BST = visible(index_S, index_T, segment_ids_BS, segments_BT, how.window)
+    return checkpoint_name(reference(q_BSHE, k_BSKE, v_BSKE, allowed_BST, how.softcap), "attention"), cache
 
 
 def _per_shard(k_BSKE: jax.Array) -> jax.Array:
@@ -72,7 +117,7 @@ def _per_shard(k_BSKE: jax.Array) -> jax.Array:
     return shard(jnp.repeat(k_BSKE, shards // heads, axis=2), "batch", "sequence", "kv_heads", None)
 
 
-def reference(q_BSHE, k_BTKE, v_BTKE, allowed_BST) -> jax.Array:
+def reference(q_BSHE, k_BTKE, v_BTKE, allowed_BST, softcap: float | None = None) -> jax.Array:
     """softmax(q k / sqrt(E)) v with masked scores, in float32; [B, S, H, E] in the queries' type.
 
     Scores are ordered as the product gives them, S before G: any other order is a copy of the largest array.
@@ -81,7 +126,7 @@ def reference(q_BSHE, k_BTKE, v_BTKE, allowed_BST) -> jax.Array:
     kv_heads = k_BTKE.shape[2]
     q_BSKGE = q_BSHE.reshape(batch, length, kv_heads, heads // kv_heads, width) * width**-0.5
     scores_BKSGT = jnp.einsum("BSKGE,BTKE->BKSGT", q_BSKGE, k_BTKE, preferred_element_type=jnp.float32)
-    scores_BKSGT = jnp.where(allowed_BST[:, None, :, None], scores_BKSGT, -1e30)
+    scores_BKSGT = jnp.where(allowed_BST[:, None, :, None], capped(scores_BKSGT, softcap), -1e30)
     weights_BKSGT = jax.nn.softmax(scores_BKSGT, axis=-1).astype(v_BTKE.dtype)
     mixed_BKSGE = jnp.einsum("BKSGT,BTKE->BKSGE", weights_BKSGT, v_BTKE)
     return jnp.moveaxis(mixed_BKSGE, 1, 2).reshape(batch, length, heads, width)

@@ -13,7 +13,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from maxlm.config import ModelConfig, ParallelConfig, PipelineConfig
-from maxlm.model.attention import KeyValues, attend
+from maxlm.model.attention import Attended, KeyValues, attend
 from maxlm.parallel.sharding import all_gather, manual, replicated, reshard, shard, split_axes
 
 TABLE = ("vocab", "table_embed")  # logical axes of the embedding table
@@ -31,6 +31,9 @@ class Options:
     pipeline: PipelineConfig = PipelineConfig()
     parallel: ParallelConfig = ParallelConfig()
     platform: str = "cpu"  # that the program is compiled for, by which kernels are chosen
+    device_kind: str = ""  # likewise, as JAX names it; by which tiles are chosen
+    attention: str = "auto"  # kernels.attention
+    documents: bool = True  # segment ids part documents; else they only mark padding at a row's end
 
     @property
     def residual(self) -> tuple[str, str, None]:
@@ -113,7 +116,15 @@ class Attention(nnx.Module):
         self.out = parameter(out, (heads, width, embed), ("heads", "head_dim", "embed"), out_std, dtype)
         self.query_norm = RMSNorm(width, config.norm_eps, dtype) if config.qk_norm else None
         self.key_norm = RMSNorm(width, config.norm_eps, dtype) if config.qk_norm else None
-        self.window, self.context = window, options.parallel.context
+        self.attended = Attended(
+            window=window,
+            softcap=config.attention_softcap,
+            kernel=options.attention,
+            platform=options.platform,
+            device_kind=options.device_kind,
+            documents=options.documents,
+            context=options.parallel.context,
+        )
 
     def __call__(self, x_BSD, rope, segment_ids_BS, cache: KeyValues | None):
         dtype = x_BSD.dtype
@@ -125,7 +136,7 @@ class Attention(nnx.Module):
         q_BSHE = checkpoint_name(shard(apply_rope(q_BSHE, *rope), "batch", "sequence", "heads", None), "query")
         k_BSKE = checkpoint_name(shard(apply_rope(k_BSKE, *rope), "batch", "sequence", "kv_heads", None), "key")
         v_BSKE = checkpoint_name(shard(v_BSKE, "batch", "sequence", "kv_heads", None), "value")
-        mixed_BSHE, cache = attend(q_BSHE, k_BSKE, v_BSKE, segment_ids_BS, self.window, cache, self.context)
+        mixed_BSHE, cache = attend(q_BSHE, k_BSKE, v_BSKE, segment_ids_BS, cache, self.attended)
         mixed_BSHE = shard(mixed_BSHE, "batch", "sequence", "heads", None)
         return jnp.einsum("BSHE,HED->BSD", mixed_BSHE, weight(self.out, dtype)), cache
 

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
-from maxlm.model.mask import visible
+from maxlm.model.mask import capped, visible
 
 # Positions of a block. Float32 scores of 512 x 512 positions and 32 heads are 32 MiB a row of the batch; smaller blocks
 # read and write the running sums more often, larger ones take more memory for little.
@@ -33,25 +33,34 @@ BLOCK = 512
 MASKED, START = -1e30, -1e20
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
-def ring_attention(q_BSHE, k_BSKE, v_BSKE, segment_ids_BS, window: int | None, axis: str = "context") -> jax.Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
+def ring_attention(
+    q_BSHE,
+    k_BSKE,
+    v_BSKE,
+    segment_ids_BS,
+    window: int | None,
+    softcap: float | None = None,
+    axis: str | None = "context",
+) -> jax.Array:
     """Causal grouped-query attention, to be called where the mesh axis `axis` is manual; returns [B, S, H, E].
 
-    The arguments are this device's shards, S positions, of sequences in `sequence_order`. Equals `reference`
+    The arguments are this device's shards, S positions, of sequences in `sequence_order`; without an axis they are
+    whole. Equals `reference`
     under the mask of `visible` over the sequence's own order. Scores, statistics of the softmax and all sums are
     float32. The result is named "attention" for remat policies. For speed, half of S should have a divisor near, not
     above, BLOCK.
     """
-    return _forward(q_BSHE, k_BSKE, v_BSKE, segment_ids_BS, window, axis)[0]
+    return _forward(q_BSHE, k_BSKE, v_BSKE, segment_ids_BS, window, softcap, axis)[0]
 
 
-def _forward(q_BSHE, k_BSKE, v_BSKE, segment_ids_BS, window: int | None, axis: str):
+def _forward(q_BSHE, k_BSKE, v_BSKE, segment_ids_BS, window: int | None, softcap: float | None, axis: str | None):
     kv_heads = k_BSKE.shape[2]
     queries, shard = _queries(q_BSHE, segment_ids_BS, kv_heads, axis), _keys(k_BSKE, v_BSKE, segment_ids_BS)
     q_NBKRE = queries[0]
     start_NBKR = jnp.full(q_NBKRE.shape[:-1], START, jnp.float32)
     start = (start_NBKR, jnp.zeros_like(start_NBKR), jnp.zeros(q_NBKRE.shape, jnp.float32))
-    tile = functools.partial(_tile_forward, window=window)
+    tile = functools.partial(_tile_forward, window=window, softcap=softcap)
     (max_NBKR, sum_NBKR, mixed_NBKRE), _ = _around(tile, queries, shard, start, (), window, axis)
     # Every query sees at least itself: no sum is 0.
     out_BSHE = _from_blocks(mixed_NBKRE / sum_NBKR[..., None], q_BSHE.shape).astype(q_BSHE.dtype)
@@ -61,7 +70,7 @@ def _forward(q_BSHE, k_BSKE, v_BSKE, segment_ids_BS, window: int | None, axis: s
     return out_BSHE, (q_BSHE, k_BSKE, v_BSKE, segment_ids_BS, out_BSHE, lse_NBKR)
 
 
-def _backward(window: int | None, axis: str, residuals, d_out_BSHE):
+def _backward(window: int | None, softcap: float | None, axis: str | None, residuals, d_out_BSHE):
     q_BSHE, k_BSKE, v_BSKE, segment_ids_BS, out_BSHE, lse_NBKR = residuals
     kv_heads = k_BSKE.shape[2]
     queries, shard = _queries(q_BSHE, segment_ids_BS, kv_heads, axis), _keys(k_BSKE, v_BSKE, segment_ids_BS)
@@ -70,7 +79,7 @@ def _backward(window: int | None, axis: str, residuals, d_out_BSHE):
     dot_NBKR = _to_blocks(dot_BSH1, kv_heads)[..., 0]
     queries += (_to_blocks(d_out_BSHE, kv_heads), lse_NBKR, dot_NBKR)
     zeros_q, zeros_k = jnp.zeros(queries[0].shape, jnp.float32), jnp.zeros(shard[0].shape, jnp.float32)
-    tile = functools.partial(_tile_backward, window=window)
+    tile = functools.partial(_tile_backward, window=window, softcap=softcap)
     dq, (dk, dv) = _around(tile, queries, shard, zeros_q, (zeros_k, zeros_k), window, axis)
     dq_BSHE = _from_blocks(dq, q_BSHE.shape) * q_BSHE.shape[-1] ** -0.5
     dk_BSKE, dv_BSKE = _from_blocks(dk, k_BSKE.shape), _from_blocks(dv, v_BSKE.shape)
@@ -80,18 +89,17 @@ def _backward(window: int | None, axis: str, residuals, d_out_BSHE):
 ring_attention.defvjp(_forward, _backward)
 
 
-def _scores(q_BKRE, k_BKTE, index_R, index_T, segments_BR, segments_BT, window: int | None) -> jax.Array:
-    allowed_BRT = visible(index_R, index_T, segments_BR, segments_BT, window)
-    scores_BKRT = jnp.einsum("BKRE,BKTE->BKRT", q_BKRE, k_BKTE, preferred_element_type=jnp.float32)
-    return jnp.where(allowed_BRT[:, None], scores_BKRT, MASKED)
+def _scores(q_BKRE, k_BKTE, softcap: float | None) -> jax.Array:
+    return capped(jnp.einsum("BKRE,BKTE->BKRT", q_BKRE, k_BKTE, preferred_element_type=jnp.float32), softcap)
 
 
-def _tile_forward(queries, keys, totals, nothing, window: int | None):
+def _tile_forward(queries, keys, totals, nothing, window: int | None, softcap: float | None):
     """One tile's part of the softmax, merged into the running maxima, sums [B, K, R] and mixed values."""
     q_BKRE, index_R, segments_BR = queries
     k_BKTE, v_BKTE, segments_BT, index_T = keys
     old_BKR, sum_BKR, mixed_BKRE = totals
-    scores_BKRT = _scores(q_BKRE, k_BKTE, index_R, index_T, segments_BR, segments_BT, window)
+    allowed_BRT = visible(index_R, index_T, segments_BR, segments_BT, window)
+    scores_BKRT = jnp.where(allowed_BRT[:, None], _scores(q_BKRE, k_BKTE, softcap), MASKED)
     max_BKR = jnp.maximum(old_BKR, jnp.max(scores_BKRT, axis=-1))
     weights_BKRT = jnp.exp(scores_BKRT - max_BKR[..., None])
     rescale_BKR = jnp.exp(old_BKR - max_BKR)
@@ -100,16 +108,20 @@ def _tile_forward(queries, keys, totals, nothing, window: int | None):
     return (max_BKR, sum_BKR, mixed_BKRE * rescale_BKR[..., None] + new_BKRE), nothing
 
 
-def _tile_backward(queries, keys, dq_BKRE, d_keys, window: int | None):
+def _tile_backward(queries, keys, dq_BKRE, d_keys, window: int | None, softcap: float | None):
     """One tile's part of the gradients, added to them."""
     q_BKRE, index_R, segments_BR, d_out_BKRE, lse_BKR, dot_BKR = queries
     k_BKTE, v_BKTE, segments_BT, index_T = keys
     dk_BKTE, dv_BKTE = d_keys
-    scores_BKRT = _scores(q_BKRE, k_BKTE, index_R, index_T, segments_BR, segments_BT, window)
-    weights_BKRT = jnp.exp(scores_BKRT - lse_BKR[..., None])
+    allowed_BRT = visible(index_R, index_T, segments_BR, segments_BT, window)
+    scores_BKRT = _scores(q_BKRE, k_BKTE, softcap)
+    weights_BKRT = jnp.exp(jnp.where(allowed_BRT[:, None], scores_BKRT, MASKED) - lse_BKR[..., None])
     dv_BKTE += _product("BKRT,BKRE->BKTE", weights_BKRT.astype(d_out_BKRE.dtype), d_out_BKRE)
     d_weights_BKRT = _product("BKRE,BKTE->BKRT", d_out_BKRE, v_BKTE)
-    d_scores_BKRT = (weights_BKRT * (d_weights_BKRT - dot_BKR[..., None])).astype(q_BKRE.dtype)
+    d_scores_BKRT = weights_BKRT * (d_weights_BKRT - dot_BKR[..., None])
+    if softcap is not None:
+        d_scores_BKRT *= 1 - jnp.square(scores_BKRT / softcap)  # the derivative of tanh
+    d_scores_BKRT = d_scores_BKRT.astype(q_BKRE.dtype)
     dq_BKRE += _product("BKRT,BKTE->BKRE", d_scores_BKRT, k_BKTE)
     dk_BKTE += _product("BKRT,BKRE->BKTE", d_scores_BKRT, q_BKRE)
     return dq_BKRE, (dk_BKTE, dv_BKTE)
@@ -118,13 +130,13 @@ def _tile_backward(queries, keys, dq_BKRE, d_keys, window: int | None):
 _product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
 
 
-def _around(tile, queries, shard, totals, zeros, window: int | None, axis: str):
+def _around(tile, queries, shard, totals, zeros, window: int | None, axis: str | None):
     """Apply `tile` to all visible tiles while every shard of the keys passes by once.
 
     `tile(query block, key block, totals block, sums block)` returns the last two updated: totals stay with the
     queries; sums (the trees of `zeros`) belong to the keys and come home at the end. Returns both.
     """
-    shards, rank = jax.lax.axis_size(axis), jax.lax.axis_index(axis)
+    shards, rank = _place(axis)
     blocks, block = shard[2].shape[0], shard[2].shape[2]
     schedule = _schedule(shards, blocks // 2, block, window)
 
@@ -199,6 +211,11 @@ def _schedule(shards: int, half: int, block: int, window: int | None) -> list[np
     return schedule
 
 
+def _place(axis: str | None):
+    """Devices of the ring, and this one's number."""
+    return (1, 0) if axis is None else (jax.lax.axis_size(axis), jax.lax.axis_index(axis))
+
+
 def _pass_on(tree, axis: str, shards: int):
     """What the device before this one in the ring holds."""
     return jax.lax.ppermute(tree, axis, [(device, (device + 1) % shards) for device in range(shards)])
@@ -212,11 +229,11 @@ def _set(tree, block, values):
     return jax.tree.map(lambda x, new: jax.lax.dynamic_update_index_in_dim(x, new, block, 0), tree, values)
 
 
-def _queries(q_BSHE, segment_ids_BS, kv_heads: int, axis: str):
+def _queries(q_BSHE, segment_ids_BS, kv_heads: int, axis: str | None):
     """Scaled queries [N, B, K, R, E], their indices in the sequence [N, R] and segments [N, B, R]."""
     group, width = q_BSHE.shape[2] // kv_heads, q_BSHE.shape[3]
     segments_NBS = _segment_blocks(segment_ids_BS)
-    shards, rank = jax.lax.axis_size(axis), jax.lax.axis_index(axis)
+    shards, rank = _place(axis)
     index_NS = _indices(rank, shards, segments_NBS.shape[0], segments_NBS.shape[2])
     q_NBKRE = _to_blocks(q_BSHE * width**-0.5, kv_heads)
     return q_NBKRE, jnp.repeat(index_NS, group, axis=-1), jnp.repeat(segments_NBS, group, axis=-1)

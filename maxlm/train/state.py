@@ -12,7 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from maxlm.config import Config, ModelConfig
 from maxlm.errors import ConfigError
-from maxlm.model import decoder
+from maxlm.model import decoder, kernels
 from maxlm.parallel.batch import BATCH_AXES
 from maxlm.parallel.mesh import check_layers
 from maxlm.parallel.sharding import check_divisible, named_sharding, replicated
@@ -78,15 +78,19 @@ def compute_dtype(config: Config, platform: str) -> Any:
 def blueprint(config: Config, mesh: Mesh, num_sources: int) -> Blueprint:
     """Lay out a run on a mesh without touching a device; raises `ConfigError` where a size does not divide."""
     check_layers(config, mesh)
-    platform = mesh.devices.flat[0].platform
-    dtype = compute_dtype(config, platform)
+    device = mesh.devices.flat[0]
+    dtype = compute_dtype(config, device.platform)
+    kernels.chosen(config, mesh.shape, device.platform, dtype.name)  # what cannot be honoured is said before a compile
     options = {
         "params_dtype": jnp.dtype(config.precision.params),
         "dtype": dtype,
         "remat": config.remat.policy,
         "pipeline": config.pipeline,
         "parallel": config.parallel,
-        "platform": platform,
+        "platform": device.platform,
+        "device_kind": device.device_kind,
+        "attention": config.kernels.attention,
+        "documents": config.data.mask_documents,
     }
     graphdef, shapes, axes = decoder.abstract(config.model, **options)
     jax.tree.map(lambda leaf, names: check_divisible(names, leaf.shape, mesh), shapes, axes)

@@ -1,0 +1,161 @@
+"""Which implementation of attention runs: one table of what each honours, and a pure choice from it.
+
+`auto` takes the fastest implementation that honours the device, the masks and the shapes; an explicit name that cannot
+is an error before anything is compiled. Quadratic memory is never chosen for an accelerator that trains.
+"""
+
+from dataclasses import dataclass
+
+from maxlm.config import Config
+from maxlm.errors import ConfigError
+
+TPU, GPU, CPU = ("tpu",), ("gpu", "cuda", "rocm"), ("cpu",)
+EVERYWHERE = TPU + GPU + CPU
+
+
+@dataclass(frozen=True)
+class Capability:
+    """What an implementation honours, for causal grouped-query attention; none of them repeats keys."""
+
+    platforms: tuple[str, ...]
+    documents: bool  # masks between the documents of a packed row (segment ids)
+    window: bool  # sliding windows
+    softcap: bool  # tanh soft cap of the scores
+    cache: bool  # new tokens that see those of a cache (decoding)
+    context: tuple[str, ...]  # what it can do about a sequence that is split: parallel.context
+    chunk: int = 1  # the sequence (under a context axis each of its 2 x shards chunks) is a multiple of this
+    max_head_dim: int | None = None
+    head_dim_multiple: int = 1
+    dtypes: tuple[str, ...] | None = None  # of queries, keys and values; None for all
+
+
+CAPABILITIES = {
+    # Plain XLA with all scores at once: the truth, in memory quadratic in the sequence.
+    "reference": Capability(EVERYWHERE, True, True, True, True, ("all_gather",)),
+    # Plain XLA in tiles with a backward pass that recomputes them (ring.py, a ring of one where nothing is split).
+    "blocked": Capability(EVERYWHERE, True, True, True, False, ("ring",)),
+    # Pallas for TPU (splash.py). Its tiles are made of 128 lanes.
+    "splash": Capability(TPU, True, True, True, False, ("all_gather",), chunk=128),
+    # Pallas for GPU (flash.py).
+    "flash": Capability(GPU, True, True, True, False, (), chunk=128, max_head_dim=256, head_dim_multiple=16),
+    # XLA's call of cuDNN, which knows no documents; padding at a row's end is hidden by causality alone.
+    "cudnn": Capability(
+        GPU, False, True, False, False, (), max_head_dim=128, head_dim_multiple=8, dtypes=("bfloat16", "float16")
+    ),
+}
+
+# What auto tries, the fastest first.
+FASTEST = ("splash", "cudnn", "flash", "reference", "blocked")
+# Scores that auto gives the reference, in bytes of one sequence on one device. On a CPU it is faster than tiles as long
+# as they fit; accelerators have tiles that are faster, so there auto leaves it only the queries that see a cache.
+REFERENCE_BYTES = 2**30
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What attention has to honour: all that the choice depends on."""
+
+    platform: str  # of the devices, as JAX names it
+    seq_len: int  # of the whole sequence, in tokens
+    num_heads: int
+    head_dim: int
+    dtype: str
+    documents: bool
+    window: bool
+    softcap: bool
+    cache: bool = False
+    context: str = "all_gather"
+    shards: int = 1  # of the sequence
+
+
+def choose(name: str, asked: Asked) -> str:
+    """The implementation that `name` (kernels.attention) stands for.
+
+    Raises `ConfigError` where the one that is named cannot honour what is asked, or with auto none can.
+    """
+    if name != "auto":
+        if reason := refusal(name, asked):
+            able = [other for other in CAPABILITIES if not refusal(other, asked)]
+            advice = f"use auto or one of {', '.join(able)}" if able else _advice(asked)
+            raise ConfigError(f"kernels.attention: {name} {reason}; {advice}")
+        return name
+    for candidate in FASTEST:
+        if not refusal(candidate, asked) and (candidate != "reference" or _reference_is_best(asked)):
+            return candidate
+    reasons = "; ".join(f"{other} {refusal(other, asked) or 'needs too much memory'}" for other in FASTEST)
+    raise ConfigError(f"kernels.attention: auto finds no implementation ({reasons}); {_advice(asked)}")
+
+
+def refusal(name: str, asked: Asked) -> str | None:
+    """Why an implementation cannot honour what is asked: what it expects, and what was found."""
+    able = CAPABILITIES[name]
+    unit = 2 * asked.shards * able.chunk if asked.shards > 1 else able.chunk
+    if asked.platform not in able.platforms:
+        return f"runs on {able.platforms[0]}, found {asked.platform}"
+    if asked.documents and not able.documents:
+        return "masks no documents, found data.mask_documents: true"
+    if asked.window and not able.window:
+        return "has no sliding windows, found model.window"
+    if asked.softcap and not able.softcap:
+        return "has no soft cap, found model.attention_softcap"
+    if asked.cache and not able.cache:
+        return "does not read a cache, found decoding"
+    if asked.shards > 1 and asked.context not in able.context:
+        expected = f"expects parallel.context: {' or '.join(able.context)}" if able.context else "splits no sequence"
+        return f"{expected}, found {asked.context} over mesh.context = {asked.shards}"
+    if asked.seq_len % unit:
+        return f"expects a multiple of {unit} tokens, found {asked.seq_len}"
+    if asked.head_dim % able.head_dim_multiple or asked.head_dim > (able.max_head_dim or asked.head_dim):
+        return (
+            f"expects heads of a multiple of {able.head_dim_multiple} up to {able.max_head_dim}, found {asked.head_dim}"
+        )
+    if able.dtypes and asked.dtype not in able.dtypes:
+        return f"computes in {' or '.join(able.dtypes)}, found {asked.dtype}"
+    return None
+
+
+def _reference_is_best(asked: Asked) -> bool:
+    scores = 4 * asked.num_heads * asked.seq_len**2 / asked.shards
+    return asked.cache or (asked.platform in CPU and scores <= REFERENCE_BYTES)
+
+
+def _advice(asked: Asked) -> str:
+    if asked.shards > 1 and asked.context == "all_gather":
+        return "set parallel.context to ring"
+    return "use auto"
+
+
+def chosen(config: Config, mesh_shape: dict[str, int], platform: str, dtype: str) -> str:
+    """The implementation that a run trains with; raises `ConfigError` as `choose` does."""
+    model = config.model
+    asked = Asked(
+        platform=platform,
+        seq_len=config.data.seq_len,
+        num_heads=model.num_heads,
+        head_dim=model.head_dim,
+        dtype=dtype,
+        documents=config.data.mask_documents,
+        window=any(window is not None for window in model.window_pattern),
+        softcap=model.attention_softcap is not None,
+        context=config.parallel.context,
+        shards=mesh_shape.get("context", 1),
+    )
+    return choose(config.kernels.attention, asked)
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Largest tiles of splash, in tokens: queries by keys, of the forward pass and of the two backward kernels."""
+
+    forward: tuple[int, int]
+    dq: tuple[int, int]
+    dkv: tuple[int, int]
+
+
+DEFAULT_BLOCKS = Blocks((512, 512), (512, 512), (512, 512))
+# By jax.Device.device_kind. What is not listed takes the default.
+SPLASH_BLOCKS: dict[str, Blocks] = {}
+
+
+def splash_blocks(device_kind: str) -> Blocks:
+    return SPLASH_BLOCKS.get(device_kind, DEFAULT_BLOCKS)
