@@ -6,7 +6,14 @@ import pytest
 from tiny import model_config
 
 from maxlm.config import Config, ModelConfig, load
-from maxlm.model.counts import active_parameter_count, flops_per_token, matmul_parameter_count, parameter_count
+from maxlm.model.counts import (
+    active_parameter_count,
+    flops_per_token,
+    forward_flops_per_token,
+    matmul_parameter_count,
+    parameter_count,
+    parameters_by_part,
+)
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -61,6 +68,31 @@ def test_counts_of_a_model_with_experts_equal_the_hand_count(changes: dict, besi
     attention = 6 * (1 + 2 + 3 + 4 + 5 + 6 + 7 + 8) / 8 * 3 * 2 * 2 * (4 * 4)
     products = 3 * 2 * (layers(3, in_products) + TABLE)
     assert flops_per_token(config, 8) == pytest.approx(products + attention, rel=1e-12)
+
+
+def test_parameters_by_part_equal_the_hand_count() -> None:
+    # Four layers with a dense MLP, two with a router, 8 experts, 2 shared ones and a bias of the balance.
+    experts = EXPERTS | {"shared_experts": 2, "scores": "sigmoid", "balance": "bias"}
+    config = model_config(num_layers=6, qk_norm=True, moe=experts)
+    parts = parameters_by_part(config)
+    assert parts == {
+        "embedding": TABLE,
+        "attention": 6 * ATTENTION,
+        "mlp": 4 * 3 * 512,
+        "experts": 2 * 8 * EXPERT,
+        "shared": 2 * 2 * EXPERT,
+        "router": 2 * (ROUTER + 8),
+        "norms": (2 * 6 + 1) * 16 + 6 * 2 * 4,
+        "output": TABLE,
+    }
+    assert sum(parts.values()) == parameter_count(config)
+    assert "output" not in parameters_by_part(model_config(tie_embeddings=True))
+
+
+def test_forward_flops_by_part() -> None:
+    # One query in a window of 1 sees itself: 16 products for its score and 16 for its value in each of 2 layers.
+    parts = forward_flops_per_token(model_config(window=1), 8)
+    assert parts == {"matrices": 2.0 * (2 * LAYER_MATRICES + TABLE), "attention": 2 * 2 * 2.0 * 16}
 
 
 @pytest.mark.parametrize(
