@@ -1,7 +1,7 @@
 """Reading the text of a compiled program (XLA's HLO): computations, instructions, shapes and device groups.
 
 Only what `traffic.py` asks for. The text is the one that `compiled.as_text()` prints, where every computation starts
-in the first column and every instruction is one line:
+in the first column and every instruction a line:
 
     %name = f32[8,128]{1,0:T(8,128)} opcode(%operand, ...), attribute=value, ...
 """
@@ -90,15 +90,28 @@ def parse(text: str) -> Program:
 
 def _computation(name: str, lines: Iterator[str]) -> Computation:
     instructions, root = {}, None
-    for line in lines:
-        if line.startswith("}"):
-            break
-        found = _NAME.match(line)
-        if found:
-            instruction = _instruction(found[2], line[found.end() :])
-            instructions[instruction.name] = instruction
-            root = instruction if found[1] or root is None else root
+    for is_root, instruction in map(_line, _joined(lines)):
+        instructions[instruction.name] = instruction
+        root = instruction if is_root or root is None else root
     return Computation(name, instructions, root)
+
+
+def _joined(lines: Iterator[str]) -> list[str]:
+    """The lines of a computation, one an instruction: attributes of kernels may hold text with line breaks."""
+    found: list[str] = []
+    for line in lines:
+        if line.startswith("}") and not line.startswith("}}"):
+            break
+        if _NAME.match(line):
+            found.append(line)
+        elif found:
+            found[-1] += line
+    return found
+
+
+def _line(text: str) -> tuple[bool, Instruction]:
+    found = _NAME.match(text)
+    return bool(found[1]), _instruction(found[2], text[found.end() :])
 
 
 def _instruction(name: str, text: str) -> Instruction:

@@ -26,15 +26,15 @@ order; what crosses the data-centre network is a `send` to the runtime that says
 
 import math
 import re
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 import numpy as np
 from jax.sharding import Mesh
 
 from maxlm.parallel import hlo
-from maxlm.parallel.hlo import Computation, Instruction, Program
-from maxlm.parallel.trips import Frame, Trips
+from maxlm.parallel.hlo import Computation, Instruction
+from maxlm.parallel.walk import Found, walk
 
 # Bytes sent per byte of operands, by the size of the group.
 SENT = {
@@ -48,7 +48,6 @@ SENT = {
 }
 # Their numbers are always those of devices; without this flag the others group replicas, of which jit makes one.
 _BY_PARTITION = {"all-to-all", "ragged-all-to-all", "collective-broadcast"}
-_CALLS = ("calls", "to_apply", "called_computations")
 # What the runtime does between slices with what it is sent, each device with its like in the other slices.
 _BETWEEN_SLICES = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
 _SLICE_OPCODES = {
@@ -60,25 +59,14 @@ _SLICE_OPCODES = {
 }
 
 
-@dataclass(frozen=True)
-class Loop:
-    """A loop that a transfer sits in."""
-
-    name: str
-    trips: float  # NaN where it does not follow from constants
-
-
-@dataclass(frozen=True)
-class Transfer:
+@dataclass(frozen=True, kw_only=True)
+class Transfer(Found):
     """One collective operation of a program."""
 
     axes: tuple[str, ...]  # the mesh axes in which the devices of a group differ, in the mesh's order
     opcode: str  # without -start; an all-reduce fused with the slice of its result is a reduce-scatter
     size: float  # bytes that one device sends each time
-    count: float  # times per call of the program; NaN where a loop around it has no known trip count
     shape: str  # the result of an all-gather, the operands of others
-    where: str  # op_name, the place in the traced Python
-    loops: tuple[Loop, ...]  # outermost first
 
     @property
     def bytes(self) -> float:
@@ -101,7 +89,7 @@ def transfers(text: str, mesh: Mesh) -> list[Transfer]:
         raise ValueError(
             f"the program is for {program.replica_count} x {program.num_partitions} devices, the mesh has {mesh.size}"
         )
-    return list(_Reader(program, mesh).read(Frame(program.entry), ""))
+    return list(walk(program, _Reader(mesh).read, _weight))
 
 
 def _slices(mesh: Mesh) -> dict[int, np.ndarray]:
@@ -150,51 +138,19 @@ def _weight(item: Transfer | Row) -> float:
 
 
 class _Reader:
-    def __init__(self, program: Program, mesh: Mesh):
-        self.program, self.mesh = program, mesh
-        self.trips = Trips(program)
+    def __init__(self, mesh: Mesh):
+        self.mesh = mesh
         self.slices = list(_slices(mesh).values())
         self.positions = self.slices[0]
 
-    def read(self, frame: Frame, where: str) -> Iterator[Transfer]:
-        """Transfers of one run of a computation, with those of all that it calls."""
-        for instruction in frame.computation.instructions.values():
-            opcode, here = instruction.opcode, instruction.op_name or where
-            base = opcode.removesuffix("-start")
-            if base in SENT:
-                transfer = self._transfer(instruction, base, frame.computation, here)
-                if transfer is not None:
-                    yield transfer
-            elif opcode == "send" and (found := _BETWEEN_SLICES.search(instruction.attributes)):
-                yield self._between_slices(instruction, _SLICE_OPCODES[found[1]], frame.computation, here)
-            elif opcode == "while":
-                yield from self._loop(frame, instruction, here)
-            elif opcode == "conditional":
-                yield from self._dearest_branch(frame, instruction, here)
-            elif not opcode.endswith(("-done", "-update")):  # those name again what their -start has called
-                for name in (name for attribute in _CALLS for name in instruction.called(attribute)):
-                    yield from self.read(self.trips.enter(frame, instruction, name), here)
-
-    def _loop(self, frame: Frame, instruction: Instruction, where: str) -> Iterator[Transfer]:
-        count = self.trips.count(frame, instruction)
-        trips = math.nan if count is None else float(count)
-        loop = (Loop(instruction.name, trips),)
-        # The condition is asked once more than the body runs.
-        for part, times in (("body", trips), ("condition", trips + 1)):
-            for inner in self.read(self.trips.enter_loop(frame, instruction, part), where):
-                yield replace(inner, count=inner.count * times, loops=loop + inner.loops)
-
-    def _dearest_branch(self, frame: Frame, instruction: Instruction, where: str) -> list[Transfer]:
-        names = [
-            name
-            for attribute in ("branch_computations", "true_computation", "false_computation")
-            for name in instruction.called(attribute)
-        ]
-        branches = []
-        for number, name in enumerate(names, 1):
-            inner = Frame(self.program.computations[name], frame, (instruction.operands[number],))
-            branches.append(list(self.read(inner, where)))
-        return max(branches, key=lambda moved: sum(map(_weight, moved)), default=[])
+    def read(self, instruction: Instruction, inside: Computation, where: str) -> list[Transfer] | None:
+        base = instruction.opcode.removesuffix("-start")
+        if base in SENT:
+            transfer = self._transfer(instruction, base, inside, where)
+            return [transfer] if transfer is not None else []
+        if instruction.opcode == "send" and (found := _BETWEEN_SLICES.search(instruction.attributes)):
+            return [self._between_slices(instruction, _SLICE_OPCODES[found[1]], inside, where)]
+        return None
 
     def _transfer(self, instruction: Instruction, opcode: str, inside: Computation, where: str) -> Transfer | None:
         groups = self._groups(instruction, opcode)
@@ -212,14 +168,15 @@ class _Reader:
         if opcode == "all-gather":
             parts = hlo.elements(instruction.shape)
             shapes = hlo.elements(parts[1]) if instruction.opcode.endswith("-start") else parts
-        return Transfer(axes, opcode, size, 1.0, " + ".join(map(hlo.plain, shapes)), where, ())
+        shape = " + ".join(map(hlo.plain, shapes))
+        return Transfer(where=where, axes=axes, opcode=opcode, size=size, shape=shape)
 
     def _between_slices(self, instruction: Instruction, opcode: str, inside: Computation, where: str) -> Transfer:
         alike = np.stack([positions[0] for positions in self.slices])
         axes = self._differing([alike])
         shape = inside.instructions[instruction.operands[0]].shape
         size = SENT[opcode](len(self.slices)) * hlo.num_bytes(shape) * (2 if opcode == "all-reduce" else 1)
-        return Transfer(axes, opcode, size, 1.0, hlo.plain(shape), where, ())
+        return Transfer(where=where, axes=axes, opcode=opcode, size=size, shape=hlo.plain(shape))
 
     def _groups(self, instruction: Instruction, opcode: str) -> list[tuple[int, ...]]:
         """Groups of positions in the mesh that exchange something; pairs for a permute."""

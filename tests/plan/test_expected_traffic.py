@@ -1,5 +1,7 @@
 """Rules about traffic can be broken: each one finds what it forbids, and lets pass what it allows."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,7 +24,8 @@ from tiny import run_config
 
 from maxlm.config import Config
 from maxlm.parallel.mesh import AXES, build_mesh
-from maxlm.parallel.traffic import Loop, Transfer, transfers
+from maxlm.parallel.traffic import Transfer, transfers
+from maxlm.parallel.walk import Loop
 from maxlm.plan.communication import limits
 from maxlm.train.state import Blueprint, blueprint
 
@@ -51,7 +54,8 @@ def limits_of(mesh: dict, **sections: dict) -> dict[str, float]:
 
 def transfer(axis: str, opcode: str, shape: str, loops: tuple[Loop, ...] = ()) -> Transfer:
     count = float(np.prod([loop.trips for loop in loops]))
-    return Transfer(tuple(axis.split("+")), opcode, 2.0**20, count, shape, "", loops)
+    place = {"where": "", "count": count, "loops": loops}
+    return Transfer(axes=tuple(axis.split("+")), opcode=opcode, size=2.0**20, shape=shape, **place)
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +140,7 @@ def test_limits_are_those_of_the_hand() -> None:
 def test_more_than_theory_allows_is_found() -> None:
     plan = plan_of({"fsdp": 8})
     allowed = limits(layout_of(plan))["fsdp"]
-    moved = [Transfer(("fsdp",), "all-gather", allowed / 6, 6.0, WEIGHT, "", LAYERS)]
+    moved = [replace(transfer("fsdp", "all-gather", WEIGHT, LAYERS), size=allowed / 6, count=6.0)]
     assert by_axis(moved) == {"fsdp": pytest.approx(allowed)}
     assert above_limits(moved, plan) == []
     assert above_limits(2 * moved, plan)
