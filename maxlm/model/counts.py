@@ -59,7 +59,7 @@ def forward_flops_per_token(config: ModelConfig, seq_len: int) -> dict[str, floa
     that a query sees on average: (seq_len + 1) / 2 of them under a causal mask, which is counted once, fewer within a
     window; document masks are not deducted.
     """
-    keys = sum(_mean_keys(seq_len, config.window_of(layer)) for layer in range(config.num_layers))
+    keys = sum(mean_keys(seq_len, config.window_of(layer)) for layer in range(config.num_layers))
     return {
         "matrices": 2.0 * matmul_parameter_count(config),
         "attention": 4.0 * config.num_heads * config.head_dim * keys,
@@ -99,7 +99,7 @@ def _dimensions(names: tuple[str, ...]) -> int:
     return len([name for name in names if name not in STACK_AXES])
 
 
-def _mean_keys(seq_len: int, window: int | None) -> float:
+def mean_keys(seq_len: int, window: int | None) -> float:
     window = min(window or seq_len, seq_len)
     return (window * (window + 1) / 2 + (seq_len - window) * window) / seq_len
 
