@@ -104,8 +104,8 @@ ENTRY %main (x: bf16[4096,1024,1], w: bf16[1024,32,128], q.1: bf16[8,4096,4,128]
 window={size=32 pad=31_31 rhs_reversal=1}, dim_labels=bf0_i0o->b0f
   %scores.1 = f32[8,4096,4,4096]{1,3,2,0} fusion(%q.1, %k.1), kind=kOutput, calls=%product
   %mask = s8[1,32,32]{2,1,0} constant({...})
-  %splash_mha_fwd_segmented_residuals.1 = (f32[2,128,128]{2,1,0}, bf16[8,4096,4,128]{3,2,1,0}) custom-call(%mask, %q.1), \
-custom_call_target="tpu_custom_call", frontend_attributes={kernel_metadata={
+  %splash_mha_fwd_segmented_residuals.1 = (f32[2,128,128]{2,1,0}, bf16[8,4096,4,128]{3,2,1,0}) \
+custom-call(%mask, %q.1), custom_call_target="tpu_custom_call", frontend_attributes={kernel_metadata={
 "xprof_metadata":"{block_q: 128}"
 }}, metadata={op_name="jit(step)/splash_mha_fwd_segmented_residuals/pallas_call"}
   %gmm.1 = bf16[4096,1024]{1,0} custom-call(%x, %w), custom_call_target="tpu_custom_call", \

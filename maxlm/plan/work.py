@@ -1,0 +1,179 @@
+"""What one chip does in a step: FLOPs, memory traffic and bytes sent, estimated or read from a compiled program."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import jax
+from jax.sharding import Mesh
+
+from maxlm.model.decoder import STACK_AXES
+from maxlm.model.layers import TABLE
+from maxlm.parallel.sharding import GATHERED
+from maxlm.parallel.traffic import Transfer, totals, transfers
+from maxlm.plan.communication import STACKED, Layout, expected
+from maxlm.plan.flops import Workload, matmul_flops
+
+# Products of queries' size in attention's backward pass: with splash (TPU) the gradients of queries and those of keys
+# and values have a kernel each, which compute scores and probabilities' gradients twice.
+BACKWARD_ATTENTION = {"tpu": 7, "cuda": 5, "cpu": 4}
+# Products with the output matrix per token: logits, and the gradients of both factors.
+HEAD_PRODUCTS = 3
+# The name in a remat policy that saves the product with a parameter.
+SAVED_BY = {
+    "query": "query",
+    "key": "key",
+    "value": "value",
+    "out": "attention_out",
+    "gate": "mlp_gate",
+    "up": "mlp_up",
+}
+
+
+@dataclass(frozen=True)
+class Work:
+    """Of one chip, in one optimizer step."""
+
+    flops: float  # products and attention, with what is recomputed and what a pipeline's bubbles compute
+    memory_bytes: float  # read and written by the forward and backward passes
+    update_bytes: float  # read and written by the optimizer
+    weights: dict[str, float]  # bytes of parameters and gradients sent, by mesh axis
+    activations: dict[str, float]  # bytes of everything else sent
+
+
+def estimated_work(plan: Layout) -> Work:
+    """By formulas, before anything is compiled."""
+    sent = expected(plan)
+    return Work(
+        flops=sum(_product_flops(plan)) + _attention_flops(plan),
+        memory_bytes=_weight_bytes(plan) + _activation_bytes(plan),
+        update_bytes=_update_bytes(plan),
+        weights=dict(sent.weights),
+        activations=dict(sent.activations),
+    )
+
+
+def compiled_work(text: str, mesh: Mesh, plan: Layout) -> Work:
+    """FLOPs and bytes by axis of the program with this optimised HLO text; its memory traffic remains an estimate.
+
+    What moves over `data` or `fsdp` is taken for parameters and gradients. A ragged exchange sends the rows of an even
+    load. Raises ValueError where a trip count or a kernel's work does not follow from the program.
+    """
+    moved = totals(_expected_rows(transfer, plan) for transfer in transfers(text, mesh))
+    weights = {name: size for name, size in moved.items() if {"data", "fsdp"} & set(name.split("+"))}
+    return replace(
+        estimated_work(plan),
+        flops=matmul_flops(text, Workload.of(plan.config, plan.shape["expert"])),
+        weights=weights,
+        activations={name: size for name, size in moved.items() if name not in weights},
+    )
+
+
+def _expected_rows(transfer: Transfer, plan: Layout) -> Transfer:
+    moe, experts = plan.config.model.moe, plan.shape["expert"]
+    if transfer.opcode != "ragged-all-to-all" or moe is None:
+        return transfer
+    chosen = plan.rows_of_stage * moe.experts_per_token / plan.config.parallel.exchange_pieces
+    sent = (1 - 1 / experts) * chosen * plan.config.model.embed_dim * plan.width
+    return replace(transfer, size=min(transfer.size, sent))
+
+
+def _product_flops(plan: Layout) -> Iterator[float]:
+    """Of each matrix that multiplies tokens: forward, again where recomputed, and twice backward."""
+    for path, leaf, names in _matrices(plan):
+        if "vocab" in names:
+            yield 2 * _local(plan, leaf, names) * _runs(plan, names) * HEAD_PRODUCTS
+        else:
+            products = 3 + _recomputed(plan, path, names)
+            yield 2 * _local(plan, leaf, names) * _share(plan, names) * _runs(plan, names) * products
+
+
+def _matrices(plan: Layout) -> Iterator[tuple[tuple[str, ...], jax.ShapeDtypeStruct, tuple[str | None, ...]]]:
+    """The parameters that multiply tokens; a tied table does so as the output matrix."""
+    for path, leaf, names in plan.leaves:
+        looked_up = names == TABLE and not plan.config.model.tie_embeddings
+        if sum(name not in STACK_AXES for name in names) > 1 and not looked_up:
+            yield path, leaf, names
+
+
+def _local(plan: Layout, leaf: jax.ShapeDtypeStruct, names: tuple[str | None, ...]) -> float:
+    """Numbers of a parameter that a chip multiplies with: all but what other chips hold for good."""
+    kept = [axis for name, axes in plan.split(names, leaf.shape).items() if name not in GATHERED for axis in axes]
+    return math.prod(leaf.shape) / plan.size(kept)
+
+
+def _share(plan: Layout, names: tuple[str | None, ...]) -> float:
+    """Of a chip's experts the part that one token of its own meets, at an even load."""
+    moe = plan.config.model.moe
+    return moe.experts_per_token * plan.shape["expert"] / moe.num_experts if "experts" in names else 1.0
+
+
+def _runs(plan: Layout, names: tuple[str | None, ...]) -> float:
+    """Rows that a parameter meets on a chip in a step."""
+    if STACKED & set(names):
+        return plan.rows_of_stage * plan.ticks / plan.config.pipeline.repeats * plan.config.train.accumulate
+    return plan.rows * plan.config.train.accumulate
+
+
+def _recomputed(plan: Layout, path: tuple[str, ...], names: tuple[str | None, ...]) -> int:
+    """Times that the product with a layer's parameter is computed again for the backward pass.
+
+    The last product of a layer is not: nothing of the layer's backward pass needs its result, unless it is weighted.
+    """
+    policy, again = plan.config.remat.policy, int(plan.stages_recompute)
+    if policy in ("none", "dots") or (path[-1] == "down" and "experts" not in names):
+        return again
+    if isinstance(policy, tuple) and SAVED_BY.get(path[-1]) in policy:
+        return again
+    return again + 1
+
+
+def _attention_flops(plan: Layout) -> float:
+    """Scores and values: 2 products forward, again where recomputed, and those of the backward kernels.
+
+    A causal mask halves them; XLA's reference, on CPU, computes all keys.
+    """
+    config, policy = plan.config, plan.config.remat.policy
+    model = config.model
+    again = plan.stages_recompute + (policy != "none" and not (isinstance(policy, tuple) and "attention" in policy))
+    products = 2 * (1 + again) + BACKWARD_ATTENTION[plan.platform]
+    keys = Workload.of(config, 1).keys if plan.platform != "cpu" else config.data.seq_len
+    rows = plan.rows_of_stage * plan.ticks * plan.layers_of_stage * config.train.accumulate
+    rows += plan.rows * model.first_layers * config.train.accumulate
+    return 2 * products * model.num_heads / plan.shape["tensor"] * model.head_dim * keys * rows
+
+
+def _weight_bytes(plan: Layout) -> float:
+    """Every gathered matrix is read once for each product, or its gradient written, in every microbatch and tick."""
+    found = 0.0
+    for path, leaf, names in _matrices(plan):
+        stacked, schedule = bool(STACKED & set(names)), plan.config.pipeline
+        times = plan.config.train.accumulate * (plan.ticks / schedule.repeats if stacked else 1)
+        products = 3 + _recomputed(plan, path, names) if "vocab" not in names else HEAD_PRODUCTS
+        found += _local(plan, leaf, names) * plan.width * products * times
+    return found
+
+
+def _activation_bytes(plan: Layout) -> float:
+    """Reads and writes of a layer's arrays: forward, in each recomputation, and twice as much backward.
+
+    Of the residual stream's width 10 (norms and products read and write it), of heads 6, of keys and values 6 each, of
+    the MLP 6. Logits of a chunk are written and read 3 times in float32.
+    """
+    model, tensor = plan.config.model, plan.shape["tensor"]
+    hidden = model.mlp_dim if model.moe is None else model.moe.mlp_dim * model.moe.experts_per_token
+    split = 6 * (model.num_heads + 2 * model.num_kv_heads) * model.head_dim + 6 * hidden
+    numbers = 10 * model.embed_dim / (tensor if plan.config.parallel.sequence else 1) + split / tensor
+    rows = plan.rows_of_stage * plan.ticks * plan.layers_of_stage * plan.config.train.accumulate
+    logits = plan.rows * plan.config.train.accumulate * model.vocab_size / tensor * 4 * 6
+    return numbers * plan.width * (plan.forward_passes + 2) * rows + logits
+
+
+def _update_bytes(plan: Layout) -> float:
+    """Parameters and both moments are read and written, gradients read twice (for their norm and for the update)."""
+    found = 0.0
+    for _, leaf, names in plan.leaves:
+        split = plan.split(names, leaf.shape)
+        shards = plan.size(axis for axes in split.values() for axis in axes)
+        found += math.prod(leaf.shape) / shards * (2 * leaf.dtype.itemsize + 2 * 2 * 4 + 2 * 4)
+    return found
