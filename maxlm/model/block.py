@@ -8,8 +8,10 @@ from jax.ad_checkpoint import checkpoint_name
 
 from maxlm.config import ModelConfig
 from maxlm.model.attention import KeyValues
-from maxlm.model.layers import MLP, Attention, Options, RematPolicy, RMSNorm, rope_tables
+from maxlm.model.layers import MLP, Attention, Options, RematPolicy
 from maxlm.model.moe import MoE, RouterStats
+from maxlm.model.norms import RMSNorm
+from maxlm.model.positions import rope_tables
 from maxlm.parallel.sharding import reshard, shard
 
 REMAT_POLICIES = {

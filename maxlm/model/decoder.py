@@ -20,7 +20,9 @@ from flax import nnx
 from maxlm.config import ModelConfig
 from maxlm.model.attention import KeyValues
 from maxlm.model.block import WHOLE, Caches, Layer, Routers, checkpointed, checkpointed_stage, run_blocks
-from maxlm.model.layers import TABLE, Options, RMSNorm, look_up, parameter, rope_tables, weight
+from maxlm.model.layers import TABLE, Options, look_up, parameter, weight
+from maxlm.model.norms import RMSNorm
+from maxlm.model.positions import rope_tables
 from maxlm.parallel.pipeline import pipeline
 from maxlm.parallel.sharding import axis_size, replicated, reshard, shard
 

@@ -14,6 +14,8 @@ from jax.ad_checkpoint import checkpoint_name
 
 from maxlm.config import ModelConfig, ParallelConfig, PipelineConfig
 from maxlm.model.attention import Attended, KeyValues, attend
+from maxlm.model.norms import RMSNorm
+from maxlm.model.positions import apply_rope
 from maxlm.parallel.sharding import all_gather, manual, replicated, reshard, shard, split_axes
 
 TABLE = ("vocab", "table_embed")  # logical axes of the embedding table
@@ -73,34 +75,6 @@ def look_up(table_VD: jax.Array, axes: tuple[str | None, ...], tokens_BS: jax.Ar
     # One part per shard of the vocabulary, of which all but one are zero at each token.
     parts = manual(own, (axes, ("batch", "sequence")), ("vocab", "batch", "sequence", None))(table_VD, tokens_BS)
     return jnp.sum(parts, axis=0)
-
-
-class RMSNorm(nnx.Module):
-    """x / rms(x) * scale over the last axis, in float32 (Zhang and Sennrich 2019)."""
-
-    def __init__(self, width: int, eps: float, dtype):
-        self.scale = nnx.Param(jnp.ones((width,), dtype), logical_axes=("norm",))
-        self.eps = eps
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        x32 = x.astype(jnp.float32)
-        x32 = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), -1, keepdims=True) + self.eps)
-        return (x32 * self.scale[...].astype(jnp.float32)).astype(x.dtype)
-
-
-def rope_tables(positions_BS: jax.Array, head_dim: int, theta: float) -> tuple[jax.Array, jax.Array]:
-    """Sines and cosines [B, S, head_dim / 2] in float32 (Su et al. 2021)."""
-    frequency = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
-    angle = positions_BS[..., None].astype(jnp.float32) * frequency
-    return jnp.sin(angle), jnp.cos(angle)
-
-
-def apply_rope(x_BSHE: jax.Array, sin: jax.Array, cos: jax.Array) -> jax.Array:
-    """Rotate the two halves of each head, in float32; the half-split layout of Llama checkpoints."""
-    first, second = jnp.split(x_BSHE.astype(jnp.float32), 2, axis=-1)
-    sin, cos = sin[:, :, None], cos[:, :, None]
-    rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-    return rotated.astype(x_BSHE.dtype)
 
 
 class Attention(nnx.Module):
