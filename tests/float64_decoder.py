@@ -9,64 +9,107 @@ from maxlm.config import ModelConfig
 
 
 class Float64Decoder:
-    """One row of tokens through a Llama-like decoder, dense or with experts."""
+    """One row of tokens through the decoder, dense or with experts."""
 
     def __init__(self, config: ModelConfig, params: dict):
         self.config, self.params = config, jax.tree.map(lambda p: np.asarray(p, np.float64), params)
 
     def __call__(self, tokens: np.ndarray, segments: np.ndarray, positions: np.ndarray) -> np.ndarray:
-        x = self.params["embedding"][tokens]
-        for layer in range(self.config.num_layers):
-            params, window = self.layer_params(layer), self.config.window_pattern
-            normed = self.norm(x, params["attention_norm"])
-            x = x + self.attention(params["attention"], normed, segments, positions, window[layer % len(window)])
-            normed = self.norm(x, params["mlp_norm"])
+        config, x = self.config, self.params["embedding"][tokens]
+        if config.scale_embeddings:
+            x = x * math.sqrt(config.embed_dim)
+        if config.learned_positions:
+            x = x + self.params["positions"][positions]
+        for layer in range(config.num_layers):
+            params, window = self.layer_params(layer), config.window_pattern
+            read = self.norm(x, params.get("attention_norm"))
+            mixed = self.attention(params["attention"], read, segments, positions, window[layer % len(window)])
+            x = x + self.norm(mixed, params.get("attention_out_norm"))
+            read = self.norm(x, params.get("mlp_norm"))
             has_experts = "router" in params["mlp"]
-            x = x + (self.experts(params["mlp"], normed, segments) if has_experts else self.mlp(params["mlp"], normed))
-        output = self.params["embedding"].T if self.config.tie_embeddings else self.params["output"]
+            out = self.experts(params["mlp"], read, segments) if has_experts else self.mlp(params["mlp"], read)
+            x = x + self.norm(out, params.get("mlp_out_norm"))
+        output = self.params["embedding"].T if config.tie_embeddings else self.params["output"]
         return self.norm(x, self.params["final_norm"]) @ output
 
     def layer_params(self, layer: int) -> dict:
         """Layers before the blocks have their own parameters; of the others one stack holds every n-th."""
         moe, period = self.config.moe, len(self.config.window_pattern)
-        first = moe.first_dense if moe else 0
+        first = moe.first_dense if moe else self.config.num_layers % period
         if layer < first:
             return self.params["first"][layer]
         block, place = divmod(layer - first, math.lcm(period, moe.every if moe else 1))
         return jax.tree.map(lambda p: p[block], self.params["blocks"][str(place)])
 
-    def norm(self, x: np.ndarray, params: dict) -> np.ndarray:
-        return x / np.sqrt((x**2).mean(-1, keepdims=True) + self.config.norm_eps) * params["scale"]
+    def norm(self, x: np.ndarray, params: dict | None) -> np.ndarray:
+        """Over the last axis; LayerNorm where there is a bias; nothing without parameters."""
+        if params is None:
+            return x
+        if "bias" in params:
+            x = x - x.mean(-1, keepdims=True)
+        scale = params["scale"] + 1 if self.config.norm_offset else params["scale"]
+        return x / np.sqrt((x**2).mean(-1, keepdims=True) + self.config.norm_eps) * scale + params.get("bias", 0)
 
-    def rotate(self, x: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    def rotate(self, x: np.ndarray, positions: np.ndarray, window: int | None) -> np.ndarray:
         """Rotary embedding: the halves of a head are the real and imaginary parts of numbers that turn."""
-        half = self.config.head_dim // 2
-        speed = self.config.rope.theta ** (-np.arange(half) / half)
-        turned = (x[..., :half] + 1j * x[..., half:]) * np.exp(1j * positions[:, None] * speed)
+        if self.config.learned_positions:
+            return x
+        half, rope = self.config.head_dim // 2, self.config.rope
+        theta = rope.theta
+        if window is not None and rope.local_theta:
+            theta = rope.local_theta
+        elif rope.scaling:
+            positions = positions / rope.scaling.factor
+        turned = (x[..., :half] + 1j * x[..., half:]) * np.exp(
+            1j * positions[:, None] * theta ** (-np.arange(half) / half)
+        )
         return np.concatenate([turned.real, turned.imag], -1)
 
     def attention(self, params: dict, x: np.ndarray, segments, positions, window: int | None) -> np.ndarray:
-        total = np.zeros_like(x)
-        for head in range(self.config.num_heads):
-            group = head * self.config.num_kv_heads // self.config.num_heads
-            query, key = x @ params["query"][:, head], x @ params["key"][:, group]
-            if self.config.qk_norm:
-                query, key = self.norm(query, params["query_norm"]), self.norm(key, params["key_norm"])
-            query, key, value = (
-                self.rotate(query, positions),
-                self.rotate(key, positions),
-                x @ params["value"][:, group],
+        config = self.config
+        queries, keys, values = (
+            np.stack([x @ params[name][:, head] for head in range(heads)], 1) + params.get(f"{name}_bias", 0)
+            for name, heads in (
+                ("query", config.num_heads),
+                ("key", config.num_kv_heads),
+                ("value", config.num_kv_heads),
             )
+        )
+        if config.qk_norm:
+            queries, keys = (
+                self.norm_of_heads(x, params[name]) for x, name in ((queries, "query_norm"), (keys, "key_norm"))
+            )
+        scale = config.query_scale or 1 / math.sqrt(config.head_dim)
+        total = np.zeros_like(x) + params.get("out_bias", 0)
+        for head in range(config.num_heads):
+            group = head * config.num_kv_heads // config.num_heads
+            query = self.rotate(queries[:, head], positions, window)
+            key, value = self.rotate(keys[:, group], positions, window), values[:, group]
             for s in range(len(x)):
                 first = 0 if window is None else max(0, s - window + 1)
                 seen = [t for t in range(first, s + 1) if segments[t] == segments[s]]
-                weights = np.exp(key[seen] @ query[s] / math.sqrt(self.config.head_dim))
+                weights = np.exp(key[seen] @ query[s] * scale)
                 total[s] += (weights / weights.sum()) @ value[seen] @ params["out"][head]
         return total
 
+    def norm_of_heads(self, x: np.ndarray, params: dict) -> np.ndarray:
+        if self.config.qk_norm != "all_heads":
+            return self.norm(x, params)
+        flat = {"scale": params["scale"].reshape(-1)}
+        return self.norm(x.reshape(len(x), -1), flat).reshape(x.shape)
+
     def mlp(self, params: dict, x: np.ndarray) -> np.ndarray:
-        gate = x @ params["gate"]
-        return gate / (1 + np.exp(-gate)) * (x @ params["up"]) @ params["down"]
+        up = x @ params["up"] + params.get("up_bias", 0)
+        if self.config.mlp_gated:
+            hidden = self.activate(x @ params["gate"] + params.get("gate_bias", 0)) * up
+        else:
+            hidden = self.activate(up)
+        return hidden @ params["down"] + params.get("down_bias", 0)
+
+    def activate(self, x: np.ndarray) -> np.ndarray:
+        if self.config.activation == "silu":
+            return x / (1 + np.exp(-x))
+        return x / 2 * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
 
     def experts(self, params: dict, x: np.ndarray, segments) -> np.ndarray:
         """Token after token, the experts that its scores prefer, one by one; padding meets the shared alone."""

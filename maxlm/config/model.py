@@ -8,8 +8,19 @@ from pydantic import Field, model_validator
 from maxlm.config.section import Count, Integer, Real, Section
 
 
+class LinearScaling(Section):
+    name: Literal["linear"] = Field(description="linear divides positions by factor.")
+    factor: Real = Field(gt=0, description="How many times longer sequences may be than those without scaling.")
+
+
 class RopeConfig(Section):
     theta: Real = Field(10000.0, gt=0, description="Base wavelength of the rotary position embedding.")
+    local_theta: Real | None = Field(
+        None, gt=0, description="Base wavelength in layers with a window, without scaling; null for that of all layers."
+    )
+    scaling: LinearScaling | None = Field(
+        None, description="How rotations slow down for longer sequences; null for not at all."
+    )
 
 
 class MoeConfig(Section):
@@ -58,20 +69,45 @@ class ModelConfig(Section):
     num_heads: Count = Field(description="Number of query heads.")
     num_kv_heads: Count = Field(description="Number of key and value heads; divides num_heads.")
     head_dim: Count = Field(description="Width of one head; even, for the rotary embedding.")
-    mlp_dim: Count = Field(description="Width of the gated MLP's hidden layer.")
+    mlp_dim: Count = Field(description="Width of the MLP's hidden layer.")
+    activation: Literal["silu", "gelu"] = Field(
+        "silu", description="Nonlinearity of MLP and experts; gelu is the approximation with tanh."
+    )
+    mlp_gated: bool = Field(True, description="Multiply the activated half of the hidden layer with another product.")
+    mlp_bias: bool = Field(False, description="Biases in the products of the MLP.")
+    qkv_bias: bool = Field(False, description="Biases of queries, keys and values.")
+    out_bias: bool = Field(False, description="Bias of attention's output.")
     tie_embeddings: bool = Field(False, description="Use the embedding table as the output matrix.")
+    scale_embeddings: bool = Field(False, description="Multiply embeddings by the square root of embed_dim.")
     rope: RopeConfig = Field(RopeConfig(), description="Rotary position embedding.")
+    learned_positions: Count | None = Field(
+        None,
+        description="Rows of a learned table that is added to the embeddings in place of the rotary one, the longest "
+        "sequence in tokens; null for none.",
+    )
     window: Count | tuple[Count | None, ...] | None = Field(
         None,
         description="Sliding attention window in tokens: null for full attention, one number for all layers, or a "
-        "list that repeats over the layers (its length divides num_layers).",
+        "list that repeats over the layers.",
     )
     attention_softcap: Real | None = Field(
         None, gt=0, description="Bound on attention's scores, by tanh before the softmax (Gemma 2); null for none."
     )
     moe: MoeConfig | None = Field(None, description="Mixture of experts in place of the MLP; null for none.")
-    qk_norm: bool = Field(False, description="RMS-normalise queries and keys per head.")
-    norm_eps: Real = Field(1e-5, gt=0, description="Added to the mean square inside RMSNorm.")
+    query_scale: Real | None = Field(
+        None, gt=0, description="Factor on the products of queries and keys; null for 1 / sqrt(head_dim)."
+    )
+    qk_norm: bool | Literal["all_heads"] = Field(
+        False, description="RMS-normalise queries and keys: every head by itself (true), or all of a token together."
+    )
+    norm: Literal["rms", "layer"] = Field(
+        "rms", description="Norm of the residual stream: rms scales alone, layer subtracts the mean and adds a bias."
+    )
+    norm_place: Literal["before", "after", "both"] = Field(
+        "before", description="Where attention and MLP have their norms: on what they read, on what they add, or both."
+    )
+    norm_offset: bool = Field(False, description="Store the scales of norms less one, so that they begin at zero.")
+    norm_eps: Real = Field(1e-5, gt=0, description="Added to the mean square inside a norm.")
     init_std: Real = Field(0.02, gt=0, description="Standard deviation of the truncated-normal initialiser.")
 
     @property
@@ -81,8 +117,8 @@ class ModelConfig(Section):
 
     @property
     def first_layers(self) -> int:
-        """Layers before the repeating blocks."""
-        return self.moe.first_dense if self.moe else 0
+        """Layers before the repeating blocks: those without experts, or what is left of the pattern of windows."""
+        return self.moe.first_dense if self.moe else self.num_layers % self.period
 
     @property
     def period(self) -> int:
@@ -97,8 +133,9 @@ class ModelConfig(Section):
         return self.window_pattern[layer % len(self.window_pattern)]
 
     def has_experts(self, layer: int) -> bool:
-        after = layer - self.first_layers
-        return self.moe is not None and after >= 0 and (after + 1) % self.moe.every == 0
+        if self.moe is None or layer < self.moe.first_dense:
+            return False
+        return (layer - self.moe.first_dense + 1) % self.moe.every == 0
 
     @model_validator(mode="after")
     def _check(self) -> "ModelConfig":
@@ -106,13 +143,19 @@ class ModelConfig(Section):
             raise ValueError(f"num_kv_heads must divide num_heads, found {self.num_kv_heads} and {self.num_heads}")
         if self.head_dim % 2:
             raise ValueError(f"head_dim must be even, found {self.head_dim}")
-        if not self.window_pattern or self.num_layers % len(self.window_pattern):
+        if not 0 < len(self.window_pattern) <= self.num_layers:
             found = f"found {len(self.window_pattern)} and {self.num_layers}"
-            raise ValueError(f"the length of window must divide num_layers, {found}")
+            raise ValueError(f"window must list at least one layer and at most num_layers, {found}")
+        if self.moe is not None:
+            self._check_experts()
+        return self
+
+    def _check_experts(self) -> None:
         repeating = self.num_layers - self.first_layers
         if repeating <= 0 or repeating % self.period:
             raise ValueError(
                 f"moe: the {self.num_layers} layers less first_dense = {self.first_layers} are {repeating}; expected a "
                 f"multiple of {self.period}, after which experts and windows repeat"
             )
-        return self
+        if self.mlp_bias or not self.mlp_gated:
+            raise ValueError("moe: experts are gated and have no bias; set mlp_gated to true and mlp_bias to false")

@@ -305,6 +305,11 @@ class Config(Section):
                 f"train.batch_tokens must be a multiple of data.seq_len x train.accumulate = {seq_len} x {parts} = "
                 f"{unit}, found {batch}; the nearest that works is {max(1, round(batch / unit)) * unit}"
             )
+        if (rows := self.model.learned_positions) is not None and seq_len > rows:
+            raise ValueError(
+                f"data.seq_len must be at most model.learned_positions, found {seq_len} and {rows}; a longer sequence "
+                "has no positions"
+            )
         # Target tokens per source are summed in uint32 on the device between two log lines.
         if (found := batch * self.logging.every_steps) >= 2**32:
             raise ValueError(

@@ -41,6 +41,11 @@ def generate(
     """
     if not prompt:
         raise ConfigError("the prompt holds no token; give some text")
+    if "positions" in params and (needed := len(prompt) + max_tokens - 1) > (rows := params["positions"].shape[0]):
+        raise ConfigError(
+            f"{len(prompt)} tokens of the prompt and {max_tokens} more need {needed} positions, the model has {rows}; "
+            "give a shorter prompt or fewer tokens"
+        )
     slots = 1 << (len(prompt) + max_tokens - 1).bit_length()
     # The prompt is padded on the left with slots of segment 0, which no token of the text sees.
     width = min(slots, 1 << (len(prompt) - 1).bit_length())

@@ -10,8 +10,8 @@ from maxlm.config import ModelConfig
 from maxlm.model.attention import KeyValues
 from maxlm.model.layers import MLP, Attention, Options, RematPolicy
 from maxlm.model.moe import MoE, RouterStats
-from maxlm.model.norms import RMSNorm
-from maxlm.model.positions import rope_tables
+from maxlm.model.norms import Norm, stream_norm
+from maxlm.model.positions import Rotations, rotations
 from maxlm.parallel.sharding import reshard, shard
 
 REMAT_POLICIES = {
@@ -28,16 +28,19 @@ Routers = dict[str, RouterStats]  # per position with experts, likewise
 
 
 class Layer(nnx.Module):
-    """Pre-norm residual layer: x + attention(norm(x)), then x + mlp(norm(x))."""
+    """Residual layer: x + attention(norm(x)), then x + mlp(norm(x)); or x + norm(attention(x)); or with both norms."""
 
     def __init__(self, config: ModelConfig, number: int, key: jax.Array, options: Options):
         attention, mlp = jax.random.split(key)
         dtype = options.params_dtype
         # GPT-2's scaling of what is added to the residual stream, two additions a layer.
         out_std = config.init_std / (2 * config.num_layers) ** 0.5
-        self.attention_norm = RMSNorm(config.embed_dim, config.norm_eps, dtype)
+        before, after = config.norm_place != "after", config.norm_place != "before"
+        self.attention_norm = stream_norm(config, dtype) if before else None
+        self.attention_out_norm = stream_norm(config, dtype) if after else None
         self.attention = Attention(config, config.window_of(number), out_std, attention, options)
-        self.mlp_norm = RMSNorm(config.embed_dim, config.norm_eps, dtype)
+        self.mlp_norm = stream_norm(config, dtype) if before else None
+        self.mlp_out_norm = stream_norm(config, dtype) if after else None
         self.routed = config.has_experts(number)
         if self.routed:
             exchange, pieces = options.parallel.exchange, options.parallel.exchange_pieces
@@ -46,22 +49,28 @@ class Layer(nnx.Module):
             self.mlp = MLP(config, config.mlp_dim, out_std, mlp, dtype)
         self.residual = options.residual
 
-    def __call__(self, x_BSD, rope, segment_ids_BS, cache: KeyValues | None):
+    def __call__(self, x_BSD, rope: Rotations, segment_ids_BS, cache: KeyValues | None):
         """The rows after the layer, the extended cache, and what the router did (None without experts)."""
         x_BSD, stats = shard(x_BSD, *self.residual), None
-        mixed_BSD, cache = self.attention(self._whole(self.attention_norm(x_BSD)), rope, segment_ids_BS, cache)
-        x_BSD = x_BSD + checkpoint_name(shard(mixed_BSD, *self.residual), "attention_out")
-        normed_BSD = self._whole(self.mlp_norm(x_BSD))
+        normed_BSD = self._whole(_normed(x_BSD, self.attention_norm))
+        mixed_BSD, cache = self.attention(normed_BSD, rope, segment_ids_BS, cache)
+        mixed_BSD = checkpoint_name(shard(mixed_BSD, *self.residual), "attention_out")
+        x_BSD = x_BSD + _normed(mixed_BSD, self.attention_out_norm)
+        normed_BSD = self._whole(_normed(x_BSD, self.mlp_norm))
         if self.routed:
             out_BSD, stats = self.mlp(normed_BSD, segment_ids_BS)
         else:
             out_BSD = self.mlp(normed_BSD)
-        return x_BSD + shard(out_BSD, *self.residual), cache, stats
+        return x_BSD + _normed(shard(out_BSD, *self.residual), self.mlp_out_norm), cache, stats
 
     def _whole(self, x_BSD: jax.Array) -> jax.Array:
         """The sequence gathered from the tensor shards, where the residual stream is split over them."""
         # Pinned before it travels, or the partitioner may gather the float32 from which the norm rounds it.
         return reshard(shard(x_BSD, *self.residual), WHOLE, self.residual)
+
+
+def _normed(x_BSD: jax.Array, norm: Norm | None) -> jax.Array:
+    return x_BSD if norm is None else norm(x_BSD)
 
 
 def run_blocks(stacks: dict, x_BSD, segment_ids_BS, positions_BS, config: ModelConfig, options: Options, caches=None):
@@ -72,7 +81,7 @@ def run_blocks(stacks: dict, x_BSD, segment_ids_BS, positions_BS, config: ModelC
         caches: as many blocks of `Caches`, or None.
     Returns: the rows, the extended caches, and the routers' statistics with a leading axis over the blocks.
     """
-    rope = rope_tables(positions_BS, config.head_dim, config.rope.theta)
+    rope = rotations(positions_BS, config)
 
     def layer(graphdef, params, x_BSD, cache):
         return nnx.merge(graphdef, params)(x_BSD, rope, segment_ids_BS, cache)

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 import jax
 
 from maxlm.config import ModelConfig
-from maxlm.model.decoder import STACK_AXES, abstract
-from maxlm.model.layers import TABLE
+from maxlm.model.decoder import abstract
+from maxlm.model.layers import is_matrix
 
 
 def parameter_count(config: ModelConfig) -> int:
@@ -40,7 +40,7 @@ def matmul_parameter_count(config: ModelConfig) -> int:
 
     A tied table counts once.
     """
-    matrices = sum(size for names, size in _active(config) if names != TABLE and _dimensions(names) > 1)
+    matrices = sum(size for names, size in _active(config) if is_matrix(names))
     return matrices + config.tie_embeddings * config.vocab_size * config.embed_dim
 
 
@@ -93,10 +93,6 @@ def _active(config: ModelConfig) -> Iterator[tuple[tuple[str, ...], int]]:
         if "experts" in names:
             size = size // config.moe.num_experts * config.moe.experts_per_token
         yield names, size
-
-
-def _dimensions(names: tuple[str, ...]) -> int:
-    return len([name for name in names if name not in STACK_AXES])
 
 
 def mean_keys(seq_len: int, window: int | None) -> float:

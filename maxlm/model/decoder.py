@@ -3,7 +3,8 @@
 Layers form blocks of a repeating pattern (`ModelConfig.period`); each position of the pattern has its own stack of
 parameters with a leading axis over the blocks, so layer b * period + p is entry b of stack p. A scan runs the blocks:
 the compiled program, and the time to compile it, do not grow with depth. Layers that do not repeat (the first ones of
-a model with experts, where they are dense) stand before the blocks, and are not part of a pipeline's stages.
+a model with experts, where they are dense; what num_layers has beyond whole patterns of windows) stand before the
+blocks, and are not part of a pipeline's stages.
 
     graphdef, shapes, axes = abstract(config.model)    # structure, and the logical axes of every parameter
     params = initial_parameters(config.model, key)     # nested dict of arrays
@@ -20,9 +21,9 @@ from flax import nnx
 from maxlm.config import ModelConfig
 from maxlm.model.attention import KeyValues
 from maxlm.model.block import WHOLE, Caches, Layer, Routers, checkpointed, checkpointed_stage, run_blocks
-from maxlm.model.layers import TABLE, Options, look_up, parameter, weight
-from maxlm.model.norms import RMSNorm
-from maxlm.model.positions import rope_tables
+from maxlm.model.layers import POSITIONS, TABLE, Options, look_up, parameter, weight
+from maxlm.model.norms import stream_norm
+from maxlm.model.positions import rotations
 from maxlm.parallel.pipeline import pipeline
 from maxlm.parallel.sharding import axis_size, replicated, reshard, shard
 
@@ -48,6 +49,11 @@ class Decoder(nnx.Module):
         table, std, dtype = (config.vocab_size, config.embed_dim), config.init_std, options.params_dtype
         self.config, self.options = config, options
         self.embedding = parameter(embedding_key, table, TABLE, std, dtype)
+        if config.learned_positions is None:
+            self.positions = None
+        else:
+            rows = (config.learned_positions, config.embed_dim)
+            self.positions = parameter(jax.random.fold_in(embedding_key, 1), rows, POSITIONS, std, dtype)
         # One key per layer, so that a layer's parameters depend on its number alone.
         keys, first = jax.random.split(layers_key, config.num_layers), config.first_layers
         self.first = nnx.List([Layer(config, number, keys[number], options) for number in range(first)])
@@ -59,7 +65,7 @@ class Decoder(nnx.Module):
             for _ in range(1 + len(repeats)):
                 build = nnx.vmap(build)
             self.blocks[str(position)] = build(keys[..., position])
-        self.final_norm = RMSNorm(config.embed_dim, config.norm_eps, dtype)
+        self.final_norm = stream_norm(config, dtype)
         if config.tie_embeddings:
             self.output = None
         else:
@@ -70,14 +76,19 @@ class Decoder(nnx.Module):
         return self.logits(self.hidden(tokens_BS, segment_ids, positions).x_BSD)
 
     def hidden(self, tokens_BS, segment_ids=None, positions=None, caches: Caches | None = None) -> Hidden:
-        """Everything but the output matrix. On a mesh with a context axis columns are in `sequence_order`."""
+        """Everything but the output matrix. On a mesh with a context axis columns are in `sequence_order`.
+
+        Positions are below `ModelConfig.learned_positions` where there are such.
+        """
         if segment_ids is None:
             segment_ids = jnp.ones_like(tokens_BS)
         if positions is None:
+            rows = self.config.learned_positions
+            if rows is not None and tokens_BS.shape[1] > rows:
+                raise ValueError(f"{tokens_BS.shape[1]} tokens in a row, found {rows} learned positions")
             positions = jnp.broadcast_to(jnp.arange(tokens_BS.shape[1]), tokens_BS.shape)
         options = self.options
-        axes = TABLE if options.parallel.zero == 3 else replicated(TABLE)
-        x_BSD = shard(look_up(self.embedding[...].astype(options.dtype), axes, tokens_BS), *options.residual)
+        x_BSD = self._embed(tokens_BS, positions)
         x_BSD, caches = self._run_first(x_BSD, segment_ids, positions, caches)
         blocks = None if caches is None else {position: caches[position] for position in self.blocks}
         x_BSD, blocks, routers = self._run_blocks(x_BSD, segment_ids, positions, blocks)
@@ -108,9 +119,23 @@ class Decoder(nnx.Module):
         first = {f"first{number}": empty() for number in range(config.first_layers)}
         return first | {position: empty(config.num_blocks) for position in self.blocks}
 
+    def _embed(self, tokens_BS, positions) -> jax.Array:
+        """The rows [B, S, D] that the layers begin with."""
+        x_BSD = self._rows(self.embedding, tokens_BS)
+        if self.config.scale_embeddings:
+            x_BSD = x_BSD * self.config.embed_dim**0.5
+        if self.positions is not None:
+            x_BSD = x_BSD + self._rows(self.positions, positions)
+        return x_BSD
+
+    def _rows(self, table: nnx.Param, index_BS) -> jax.Array:
+        axes = table.get_metadata("logical_axes")
+        axes = axes if self.options.parallel.zero == 3 else replicated(axes)
+        return shard(look_up(table[...].astype(self.options.dtype), axes, index_BS), *self.options.residual)
+
     def _run_first(self, x_BSD, segment_ids, positions, caches: Caches | None):
         """The layers before the blocks, which every device runs on its part of the batch."""
-        rope = rope_tables(positions, self.config.head_dim, self.config.rope.theta)
+        rope = rotations(positions, self.config)
         for number, layer in enumerate(self.first):
             graphdef, params = nnx.split(layer)
 

@@ -4,6 +4,7 @@ B batch, S sequence (queries), T sequence (keys), D embed, H query heads, K key/
 key/value head, E head_dim, F mlp, V vocabulary, L layers.
 """
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,11 +15,17 @@ from jax.ad_checkpoint import checkpoint_name
 
 from maxlm.config import ModelConfig, ParallelConfig, PipelineConfig
 from maxlm.model.attention import Attended, KeyValues, attend
-from maxlm.model.norms import RMSNorm
-from maxlm.model.positions import apply_rope
+from maxlm.model.norms import heads_norm
+from maxlm.model.positions import Rotations, apply_rope
 from maxlm.parallel.sharding import all_gather, manual, replicated, reshard, shard, split_axes
 
 TABLE = ("vocab", "table_embed")  # logical axes of the embedding table
+POSITIONS = ("positions", "table_embed")  # and of the table of learned positions
+
+# Logical axes of the residual stream's width in matrices.
+WIDTHS = frozenset({"embed", "expert_embed", "table_embed"})
+
+ACTIVATIONS = {"silu": jax.nn.silu, "gelu": functools.partial(jax.nn.gelu, approximate=True)}
 
 RematPolicy = str | tuple[str, ...]
 
@@ -49,6 +56,20 @@ def parameter(key: jax.Array, shape: tuple[int, ...], axes: tuple[str, ...], std
     return nnx.Param(value.astype(dtype), logical_axes=axes)
 
 
+def is_matrix(axes: tuple[str, ...]) -> bool:
+    """Whether a parameter with these logical axes multiplies the rows of tokens: no norm, no bias and no table."""
+    return axes not in (TABLE, POSITIONS) and not WIDTHS.isdisjoint(axes)
+
+
+def bias(present: bool, shape: tuple[int, ...], axes: tuple[str, ...], dtype) -> nnx.Param | None:
+    """What is added to a product, zero at first; None where it has no bias."""
+    return nnx.Param(jnp.zeros(shape, dtype), logical_axes=axes) if present else None
+
+
+def plus(x: jax.Array, bias: nnx.Param | None) -> jax.Array:
+    return x if bias is None else x + weight(bias, x.dtype)
+
+
 def weight(param: nnx.Param, dtype: Any) -> jax.Array:
     """A matrix in the compute type, gathered for use: what travels is of that type."""
     axes = param.get_metadata("logical_axes")
@@ -56,29 +77,30 @@ def weight(param: nnx.Param, dtype: Any) -> jax.Array:
 
 
 def look_up(table_VD: jax.Array, axes: tuple[str | None, ...], tokens_BS: jax.Array) -> jax.Array:
-    """Rows of the embedding table, which is stored with these logical axes, [B, S, D].
+    """Rows [B, S, D] of a table, of embeddings or positions, which is stored with these logical axes.
 
-    Each device gathers the table's width and looks up its own tokens in its own part of the vocabulary: the gradient is
+    Each device gathers the table's width and looks up its own tokens in its own part of the rows: the gradient is
     added up locally and scattered. The partitioner would rather move the activations to where the table is.
     """
+    rows = axes[0]
 
     def own(table_VD, tokens_BS):
-        vocab_axes = split_axes("vocab")
+        row_axes = split_axes(rows)
         if axes[1]:
             table_VD = all_gather(table_VD, 1, axes[1])
-        if not vocab_axes:
+        if not row_axes:
             return table_VD[tokens_BS][None]
-        row_BS = tokens_BS - table_VD.shape[0] * jax.lax.axis_index(vocab_axes)
+        row_BS = tokens_BS - table_VD.shape[0] * jax.lax.axis_index(row_axes)
         present_BS = (row_BS >= 0) & (row_BS < table_VD.shape[0])
         return jnp.where(present_BS[..., None], table_VD[jnp.where(present_BS, row_BS, 0)], 0)[None]
 
-    # One part per shard of the vocabulary, of which all but one are zero at each token.
-    parts = manual(own, (axes, ("batch", "sequence")), ("vocab", "batch", "sequence", None))(table_VD, tokens_BS)
+    # One part per shard of the rows, of which all but one are zero at each token.
+    parts = manual(own, (axes, ("batch", "sequence")), (rows, "batch", "sequence", None))(table_VD, tokens_BS)
     return jnp.sum(parts, axis=0)
 
 
 class Attention(nnx.Module):
-    """Causal grouped-query attention with rotary positions."""
+    """Causal grouped-query attention."""
 
     def __init__(self, config: ModelConfig, window: int | None, out_std: float, key: jax.Array, options: Options):
         query, keys, value, out = jax.random.split(key, 4)
@@ -88,8 +110,14 @@ class Attention(nnx.Module):
         self.key = parameter(keys, (embed, kv_heads, width), ("embed", "kv_heads", "head_dim"), std, dtype)
         self.value = parameter(value, (embed, kv_heads, width), ("embed", "kv_heads", "head_dim"), std, dtype)
         self.out = parameter(out, (heads, width, embed), ("heads", "head_dim", "embed"), out_std, dtype)
-        self.query_norm = RMSNorm(width, config.norm_eps, dtype) if config.qk_norm else None
-        self.key_norm = RMSNorm(width, config.norm_eps, dtype) if config.qk_norm else None
+        self.query_bias = bias(config.qkv_bias, (heads, width), ("heads", "head_dim"), dtype)
+        self.key_bias = bias(config.qkv_bias, (kv_heads, width), ("kv_heads", "head_dim"), dtype)
+        self.value_bias = bias(config.qkv_bias, (kv_heads, width), ("kv_heads", "head_dim"), dtype)
+        self.out_bias = bias(config.out_bias, (embed,), ("norm",), dtype)
+        self.query_norm = heads_norm(config, heads, "heads", dtype)
+        self.key_norm = heads_norm(config, kv_heads, "kv_heads", dtype)
+        # `attend` divides scores by the root of the width.
+        self.query_factor = None if config.query_scale is None else config.query_scale * width**0.5
         self.attended = Attended(
             window=window,
             softcap=config.attention_softcap,
@@ -100,19 +128,21 @@ class Attention(nnx.Module):
             context=options.parallel.context,
         )
 
-    def __call__(self, x_BSD, rope, segment_ids_BS, cache: KeyValues | None):
-        dtype = x_BSD.dtype
-        q_BSHE = jnp.einsum("BSD,DHE->BSHE", x_BSD, weight(self.query, dtype))
-        k_BSKE = jnp.einsum("BSD,DKE->BSKE", x_BSD, weight(self.key, dtype))
-        v_BSKE = jnp.einsum("BSD,DKE->BSKE", x_BSD, weight(self.value, dtype))
+    def __call__(self, x_BSD, rope: Rotations, segment_ids_BS, cache: KeyValues | None):
+        dtype, tables = x_BSD.dtype, rope.of(self.attended.window)
+        q_BSHE = plus(jnp.einsum("BSD,DHE->BSHE", x_BSD, weight(self.query, dtype)), self.query_bias)
+        k_BSKE = plus(jnp.einsum("BSD,DKE->BSKE", x_BSD, weight(self.key, dtype)), self.key_bias)
+        v_BSKE = plus(jnp.einsum("BSD,DKE->BSKE", x_BSD, weight(self.value, dtype)), self.value_bias)
         if self.query_norm is not None:
             q_BSHE, k_BSKE = self.query_norm(q_BSHE), self.key_norm(k_BSKE)
-        q_BSHE = checkpoint_name(shard(apply_rope(q_BSHE, *rope), "batch", "sequence", "heads", None), "query")
-        k_BSKE = checkpoint_name(shard(apply_rope(k_BSKE, *rope), "batch", "sequence", "kv_heads", None), "key")
+        if self.query_factor is not None:
+            q_BSHE = q_BSHE * self.query_factor
+        q_BSHE = checkpoint_name(shard(apply_rope(q_BSHE, tables), "batch", "sequence", "heads", None), "query")
+        k_BSKE = checkpoint_name(shard(apply_rope(k_BSKE, tables), "batch", "sequence", "kv_heads", None), "key")
         v_BSKE = checkpoint_name(shard(v_BSKE, "batch", "sequence", "kv_heads", None), "value")
         mixed_BSHE, cache = attend(q_BSHE, k_BSKE, v_BSKE, segment_ids_BS, cache, self.attended)
         mixed_BSHE = shard(mixed_BSHE, "batch", "sequence", "heads", None)
-        return jnp.einsum("BSHE,HED->BSD", mixed_BSHE, weight(self.out, dtype)), cache
+        return plus(jnp.einsum("BSHE,HED->BSD", mixed_BSHE, weight(self.out, dtype)), self.out_bias), cache
 
 
 @jax.custom_vjp
@@ -135,18 +165,25 @@ expand.defvjp(lambda x_BSD, w_DF: (expand(x_BSD, w_DF), (x_BSD, w_DF)), _expand_
 
 
 class MLP(nnx.Module):
-    """SwiGLU: (silu(x gate) * (x up)) down (Shazeer 2020), `hidden` wide."""
+    """(activation(x gate) * (x up)) down (Shazeer 2020), `hidden` wide; without a gate activation(x up) down."""
 
     def __init__(self, config: ModelConfig, hidden: int, out_std: float, key: jax.Array, dtype):
         gate, up, down = jax.random.split(key, 3)
-        embed, std = config.embed_dim, config.init_std
-        self.gate = parameter(gate, (embed, hidden), ("embed", "mlp"), std, dtype)
+        embed, std, gated, biased = config.embed_dim, config.init_std, config.mlp_gated, config.mlp_bias
+        self.gate = parameter(gate, (embed, hidden), ("embed", "mlp"), std, dtype) if gated else None
         self.up = parameter(up, (embed, hidden), ("embed", "mlp"), std, dtype)
         self.down = parameter(down, (hidden, embed), ("mlp", "embed"), out_std, dtype)
+        self.gate_bias = bias(gated and biased, (hidden,), ("mlp",), dtype)
+        self.up_bias = bias(biased, (hidden,), ("mlp",), dtype)
+        self.down_bias = bias(biased, (embed,), ("norm",), dtype)
+        self.activation = ACTIVATIONS[config.activation]
 
     def __call__(self, x_BSD: jax.Array) -> jax.Array:
         dtype = x_BSD.dtype
-        gate_BSF = checkpoint_name(expand(x_BSD, weight(self.gate, dtype)), "mlp_gate")
-        up_BSF = checkpoint_name(expand(x_BSD, weight(self.up, dtype)), "mlp_up")
-        hidden_BSF = shard(jax.nn.silu(gate_BSF) * up_BSF, "batch", "sequence", "mlp")
-        return jnp.einsum("BSF,FD->BSD", hidden_BSF, weight(self.down, dtype))
+        if self.gate is not None:
+            gate_BSF = plus(expand(x_BSD, weight(self.gate, dtype)), self.gate_bias)
+            gate_BSF = self.activation(checkpoint_name(gate_BSF, "mlp_gate"))
+        up_BSF = checkpoint_name(plus(expand(x_BSD, weight(self.up, dtype)), self.up_bias), "mlp_up")
+        hidden_BSF = self.activation(up_BSF) if self.gate is None else gate_BSF * up_BSF
+        hidden_BSF = shard(hidden_BSF, "batch", "sequence", "mlp")
+        return plus(jnp.einsum("BSF,FD->BSD", hidden_BSF, weight(self.down, dtype)), self.down_bias)

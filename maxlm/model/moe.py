@@ -16,7 +16,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from maxlm.config import ModelConfig, MoeConfig
 from maxlm.model.dispatch import Routes, exchange, grouped_product, plan_routes, take_rows
-from maxlm.model.layers import MLP, parameter
+from maxlm.model.layers import ACTIVATIONS, MLP, parameter
 from maxlm.parallel.sharding import all_gather, manual, split_axes
 
 
@@ -59,6 +59,7 @@ class MoE(nnx.Module):
             (moe.num_experts, moe.mlp_dim, config.embed_dim),
         )
         self.moe, self.platform, self.pieces = moe, platform, pieces
+        self.activation = config.activation
         self.padded = exchange == "padded" or (exchange == "auto" and platform == "cpu")
         # Scores decide who computes what: float32, whatever the parameters' type (Switch Transformer, section 2.4).
         shape = (config.embed_dim, moe.num_experts)
@@ -80,8 +81,9 @@ class MoE(nnx.Module):
         variables = {"router": self.router, "gate": self.gate, "up": self.up, "down": self.down}
         if self.bias is not None:
             variables["bias"] = self.bias
+        options = {"platform": self.platform, "padded": self.padded, "activation": self.activation}
         run = manual(
-            partial(_routed, moe=self.moe, platform=self.platform, padded=self.padded, pieces=self.pieces),
+            partial(_routed, moe=self.moe, pieces=self.pieces, **options),
             (
                 ("batch", "sequence", None),
                 ("batch", "sequence"),
@@ -95,7 +97,7 @@ class MoE(nnx.Module):
         return out_BSD, stats
 
 
-def _routed(x_BSD, segment_ids_BS, params: dict, *, moe: MoeConfig, platform: str, padded: bool, pieces: int):
+def _routed(x_BSD, segment_ids_BS, params: dict, *, moe: MoeConfig, pieces: int, **options):
     """One device's part: its tokens [b, s, D] through the experts, wherever these are."""
     bias_E = jax.lax.stop_gradient(params["bias"]) if "bias" in params else None
     choice = _route(x_BSD, segment_ids_BS > 0, all_gather(params["router"], 0, "embed"), bias_E, moe)
@@ -106,8 +108,8 @@ def _routed(x_BSD, segment_ids_BS, params: dict, *, moe: MoeConfig, platform: st
 
     def piece(_, tokens):
         x_ND, expert_NK, weight_NK = tokens
-        routes = plan_routes(expert_NK, moe.num_experts, axis, padded)
-        return None, (_dispatched(x_ND, weight_NK, routes, weights, axis, platform, padded), routes.sizes_L)
+        routes = plan_routes(expert_NK, moe.num_experts, axis, options["padded"])
+        return None, (_dispatched(x_ND, weight_NK, routes, weights, axis, **options), routes.sizes_L)
 
     tokens = (x_BSD.reshape(-1, x_BSD.shape[-1]), choice.expert_NK, choice.weight_NK)
     pieces = math.gcd(pieces, tokens[0].shape[0])
@@ -122,7 +124,9 @@ def _routed(x_BSD, segment_ids_BS, params: dict, *, moe: MoeConfig, platform: st
     return out_BSD, RouterStats(choice.penalty, _load(sizes_L, axis, moe.num_experts))
 
 
-def _dispatched(x_ND, weight_NK, routes: Routes, weights, axis: str | None, platform: str, padded: bool) -> jax.Array:
+def _dispatched(
+    x_ND, weight_NK, routes: Routes, weights, axis: str | None, *, platform: str, padded: bool, activation: str
+) -> jax.Array:
     """Every token's experts, mixed by its weights: [N, D]; under tensor parallelism a partial sum."""
     rows_RD = take_rows(x_ND, routes.token_R, routes.slot_A.reshape(weight_NK.shape), fill=True)
     if axis is not None:
@@ -131,7 +135,7 @@ def _dispatched(x_ND, weight_NK, routes: Routes, weights, axis: str | None, plat
     gate_LDF, up_LDF, down_LFD = weights
     gate_RF = checkpoint_name(grouped_product(rows_RD, gate_LDF, routes.sizes_L, platform), "mlp_gate")
     up_RF = checkpoint_name(grouped_product(rows_RD, up_LDF, routes.sizes_L, platform), "mlp_up")
-    rows_RD = grouped_product(jax.nn.silu(gate_RF) * up_RF, down_LFD, routes.sizes_L, platform)
+    rows_RD = grouped_product(ACTIVATIONS[activation](gate_RF) * up_RF, down_LFD, routes.sizes_L, platform)
     if axis is not None:
         rows_RD = take_rows(rows_RD, routes.processed_R, routes.received_R, fill=False)
         rows_RD = exchange(rows_RD, routes.traffic.reversed(), axis, padded, routes.token_R.size)

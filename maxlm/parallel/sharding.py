@@ -24,13 +24,14 @@ RULES: dict[str, tuple[str, ...]] = {
     "sequence_split": ("context", "tensor"),  # of the residual stream, with parallel.sequence
     # parameters
     "vocab": ("tensor",),
-    "table_embed": ("pipeline", *SHARDERS),  # embedding table and output matrix, which no stage owns
+    "positions": (),
+    "table_embed": ("pipeline", *SHARDERS),  # tables and output matrix, which no stage owns
     "embed": SHARDERS,
     "heads": ("tensor",),
     "kv_heads": ("tensor",),
     "head_dim": (),
     "mlp": ("tensor",),
-    "norm": (),
+    "norm": (),  # scales and biases of the residual stream's width, or of a head's
     "experts": ("expert",),
     "expert_embed": ("fsdp", "context"),
     "experts_router": (),

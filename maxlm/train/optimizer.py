@@ -9,7 +9,7 @@ import optax
 from optax.contrib import MuonDimensionNumbers, scale_by_muon
 
 from maxlm.config import OptimizerConfig
-from maxlm.model.layers import TABLE
+from maxlm.model.layers import is_matrix
 
 # Root mean square of AdamW's update, to which Muon's is scaled so that one learning rate serves both
 # (Liu et al. 2025, "Muon is Scalable for LLM Training", section 2.2).
@@ -42,13 +42,9 @@ def build(config: OptimizerConfig, axes: dict) -> optax.GradientTransformation:
             optax.stateless(lambda updates, _: jax.tree.map(_match_adam, updates, dims, is_leaf=_is_dims)),
         )
         adam = optax.partition({"muon": muon, "adamw": adam}, labels)
-    decay = optax.add_decayed_weights(config.weight_decay, jax.tree.map(decays, axes, is_leaf=_is_axes))
+    # Norms, biases and tables, that of the embeddings tied or not, do not decay.
+    decay = optax.add_decayed_weights(config.weight_decay, jax.tree.map(is_matrix, axes, is_leaf=_is_axes))
     return optax.chain(adam, decay, optax.scale(-1.0))
-
-
-def decays(axes: tuple[str, ...]) -> bool:
-    """Matrices decay; norms, biases and the embedding table (tied or not) do not."""
-    return axes != TABLE and len([axis for axis in axes if axis not in STACKED]) > 1
 
 
 def muon_dimensions(axes: tuple[str, ...]) -> MuonDimensionNumbers | optax.MaskedNode:
