@@ -1,11 +1,17 @@
 """The hardware table and the names of slices and clusters."""
 
 import math
+from pathlib import Path
 
 import pytest
+import yaml
+from tiny import run_config
 
 from maxlm.errors import ConfigError
 from maxlm.parallel.hardware import CHIPS, SHAPES, chip_of, peak_flops, system, system_names
+from maxlm.parallel.mesh import axis_sizes
+
+FILES = Path(__file__).parents[2] / "configs" / "hardware"
 
 
 @pytest.mark.parametrize(
@@ -68,6 +74,13 @@ def test_link_bandwidth_adds_up_to_what_is_stated_of_a_chip(name: str, stated: i
     chip = CHIPS[name]
     assert chip.link_bandwidth * chip.devices_per_chip * 2 * (2 * chip.torus_dims) == stated * 1e9
     assert all(len(shape.split("x")) == chip.torus_dims for shape in SHAPES[name])
+
+
+@pytest.mark.parametrize("path", sorted(FILES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_files_of_hardware_name_it_and_use_all_of_it(path: Path) -> None:
+    config = run_config(**yaml.safe_load(path.read_text()))
+    assert config.hardware.name == path.stem
+    axis_sizes(config.mesh, system(path.stem).num_devices)  # refuses another product
 
 
 @pytest.mark.parametrize("name", ["v4-16", "v5e-8", "v5e-1", "v5p-16", "v6e-8", "7x-16"])
