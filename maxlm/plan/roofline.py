@@ -13,6 +13,7 @@ the bandwidth, and each mesh axis its bytes over the slowest link that it crosse
 Bubbles of a pipeline are arithmetic: idle stages compute what nobody uses.
 """
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,7 +27,10 @@ from maxlm.plan.work import Work, estimated_work
 
 # Share of the dense peak that a step's FLOPs reach, fitted to published runs by tools/fit_efficiency.py (results in
 # benchmarks/2026-11-24-plan-time.md). Other GPUs take the H100's.
-EFFICIENCY = {"v4": 0.7, "v5e": 0.7, "v5p": 0.7, "v6e": 0.6, "7x": 0.6, "h100": 0.55}
+EFFICIENCY = {"v4": 0.70, "v5e": 0.78, "v5p": 0.82, "v6e": 0.51, "7x": 0.66, "h100": 0.40}
+
+# A search asks for the same model again and again.
+_flops_per_token = functools.lru_cache(maxsize=64)(flops_per_token)
 
 MFU_FORMULA = "(6 x matmul parameters + 12 x heads x head_dim x causal keys per layer) x tokens/s / dense {dtype} peak"
 
@@ -60,7 +64,7 @@ def predict(config: Config, system: System, work: Work | None = None, efficiency
     step = math.fsum(parts.values())
     devices = plan.mesh.size
     chips = devices // system.chip.devices_per_chip
-    useful = flops_per_token(config.model, config.data.seq_len) * config.train.batch_tokens
+    useful = _flops_per_token(config.model, config.data.seq_len) * config.train.batch_tokens
     seconds = step * config.total_tokens / config.train.batch_tokens
     price = config.hardware.price_per_chip_hour
     return Prediction(

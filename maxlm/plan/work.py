@@ -56,17 +56,23 @@ def estimated_work(plan: Layout) -> Work:
 def compiled_work(text: str, mesh: Mesh, plan: Layout) -> Work:
     """FLOPs and bytes by axis of the program with this optimised HLO text; its memory traffic remains an estimate.
 
-    What moves over `data` or `fsdp` is taken for parameters and gradients. A ragged exchange sends the rows of an even
-    load. Raises ValueError where a trip count or a kernel's work does not follow from the program.
+    What moves over `data` or `fsdp` is taken for parameters and gradients, and over `expert` what is no exchange; a
+    ragged exchange sends the rows of an even load.
+
+    Raises ValueError where a trip count or a kernel's work does not follow from the program.
     """
-    moved = totals(_expected_rows(transfer, plan) for transfer in transfers(text, mesh))
-    weights = {name: size for name, size in moved.items() if {"data", "fsdp"} & set(name.split("+"))}
+    moved = [_expected_rows(transfer, plan) for transfer in transfers(text, mesh)]
     return replace(
         estimated_work(plan),
         flops=matmul_flops(text, Workload.of(plan.config, plan.shape["expert"])),
-        weights=weights,
-        activations={name: size for name, size in moved.items() if name not in weights},
+        weights=totals(transfer for transfer in moved if _is_weights(transfer)),
+        activations=totals(transfer for transfer in moved if not _is_weights(transfer)),
     )
+
+
+def _is_weights(transfer: Transfer) -> bool:
+    exchanged = "all-to-all" in transfer.opcode
+    return bool({"data", "fsdp"} & set(transfer.axes)) or (transfer.axes == ("expert",) and not exchanged)
 
 
 def _expected_rows(transfer: Transfer, plan: Layout) -> Transfer:
