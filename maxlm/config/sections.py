@@ -58,7 +58,13 @@ class TrainConfig(Section):
 
 class LossConfig(Section):
     z_loss: Real = Field(0.0, ge=0, description="Weight of the squared log-partition regulariser, in nats.")
-    chunk: Count = Field(512, description="Positions per sequence whose logits exist at one time.")
+    split: Literal["sequence", "vocabulary"] = Field(
+        "sequence",
+        description="What the logits are computed in parts of: the sequence, which is faster, or the vocabulary, which "
+        "takes less memory (the output matrix and its gradient are never whole) for a fourth product with it.",
+    )
+    chunk: Count = Field(512, description="Positions per sequence whose logits exist at one time, by sequence.")
+    block: Count = Field(8192, description="Tokens of the vocabulary whose logits exist at one time, by vocabulary.")
 
 
 class MeshConfig(Section):
@@ -146,6 +152,26 @@ class RematConfig(Section):
         description="What the backward pass recomputes: none of a layer, all but its matrix products (dots), all of "
         "it (full), or all but the named tensors. With none a pipeline keeps its weights once per tick.",
     )
+    mlp_chunks: Count = Field(
+        1,
+        description="Parts of the sequence in which a dense MLP is computed and recomputed, so that its hidden layer "
+        "exists for one part at a time; divides seq_len / mesh.context. It costs nothing where the policy keeps "
+        "nothing of the MLP, and is for such policies alone.",
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> "RematConfig":
+        kept = (
+            {"none", "dots"} & {self.policy}
+            if isinstance(self.policy, str)
+            else {*self.policy} & {"mlp_gate", "mlp_up"}
+        )
+        if self.mlp_chunks > 1 and kept:
+            raise ValueError(
+                f"mlp_chunks must be 1 with a policy that keeps the MLP's hidden layer, found {self.mlp_chunks} and "
+                f"{', '.join(sorted(kept))}"
+            )
+        return self
 
 
 class KernelsConfig(Section):

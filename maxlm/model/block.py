@@ -47,7 +47,7 @@ class Layer(nnx.Module):
             self.mlp = MoE(config, out_std, mlp, dtype, platform=options.platform, exchange=exchange, pieces=pieces)
         else:
             self.mlp = MLP(config, config.mlp_dim, out_std, mlp, dtype)
-        self.residual = options.residual
+        self.residual, self.mlp_chunks = options.residual, options.mlp_chunks
 
     def __call__(self, x_BSD, rope: Rotations, segment_ids_BS, cache: KeyValues | None):
         """The rows after the layer, the extended cache, and what the router did (None without experts)."""
@@ -60,7 +60,7 @@ class Layer(nnx.Module):
         if self.routed:
             out_BSD, stats = self.mlp(normed_BSD, segment_ids_BS)
         else:
-            out_BSD = self.mlp(normed_BSD)
+            out_BSD = self.mlp(normed_BSD, self.mlp_chunks)
         return x_BSD + _normed(shard(out_BSD, *self.residual), self.mlp_out_norm), cache, stats
 
     def _whole(self, x_BSD: jax.Array) -> jax.Array:

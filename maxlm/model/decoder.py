@@ -102,6 +102,12 @@ class Decoder(nnx.Module):
             return weight(self.embedding, self.options.dtype).T
         return weight(self.output, self.options.dtype)
 
+    def stored_output(self) -> tuple[jax.Array, tuple[str | None, str | None]]:
+        """The output matrix [D, V] in the compute type as it is sharded, and its logical axes so."""
+        axes = TABLE[::-1] if self.options.parallel.zero == 3 else replicated(TABLE[::-1])
+        matrix_DV = self.embedding[...].T if self.output is None else self.output[...]
+        return matrix_DV.astype(self.options.dtype), axes
+
     def logits(self, x_BSD: jax.Array) -> jax.Array:
         logits_BSV = jnp.einsum("BSD,DV->BSV", x_BSD, self.output_matrix(), preferred_element_type=jnp.float32)
         return shard(logits_BSV, "batch", "sequence", "vocab")

@@ -17,7 +17,16 @@ from maxlm.config import ModelConfig, ParallelConfig, PipelineConfig
 from maxlm.model.attention import Attended, KeyValues, attend
 from maxlm.model.norms import heads_norm
 from maxlm.model.positions import Rotations, apply_rope
-from maxlm.parallel.sharding import all_gather, manual, replicated, reshard, shard, split_axes
+from maxlm.parallel.sharding import (
+    all_gather,
+    join_sequence,
+    manual,
+    replicated,
+    reshard,
+    shard,
+    split_axes,
+    split_sequence,
+)
 
 TABLE = ("vocab", "table_embed")  # logical axes of the embedding table
 POSITIONS = ("positions", "table_embed")  # and of the table of learned positions
@@ -37,6 +46,7 @@ class Options:
     params_dtype: Any = jnp.float32
     dtype: Any = jnp.float32  # of activations and matrix products
     remat: RematPolicy = "none"
+    mlp_chunks: int = 1  # parts of the sequence in which a dense MLP is computed
     pipeline: PipelineConfig = PipelineConfig()
     parallel: ParallelConfig = ParallelConfig()
     platform: str = "cpu"  # that the program is compiled for, by which kernels are chosen
@@ -178,12 +188,24 @@ class MLP(nnx.Module):
         self.down_bias = bias(biased, (embed,), ("norm",), dtype)
         self.activation = ACTIVATIONS[config.activation]
 
-    def __call__(self, x_BSD: jax.Array) -> jax.Array:
-        dtype = x_BSD.dtype
-        if self.gate is not None:
-            gate_BSF = plus(expand(x_BSD, weight(self.gate, dtype)), self.gate_bias)
+    def __call__(self, x_BSD: jax.Array, chunks: int = 1) -> jax.Array:
+        """[B, S, D] -> [B, S, D]; the hidden layer of one of `chunks` parts of the sequence exists at one time.
+
+        Each part is recomputed in the backward pass. Where the layer around it is recomputed anyway that costs nothing:
+        of the two recomputations XLA drops the outer one, which nobody reads.
+        """
+        matrices = [None if w is None else weight(w, x_BSD.dtype) for w in (self.gate, self.up, self.down)]
+        if chunks == 1:
+            return self._product(x_BSD, *matrices)
+        run = jax.checkpoint(lambda x_BSD: self._product(x_BSD, *matrices), prevent_cse=False)
+        parts = split_sequence(x_BSD, chunks, None)
+        return join_sequence(jax.lax.scan(lambda _, part_BSD: (None, run(part_BSD)), None, parts)[1], None)
+
+    def _product(self, x_BSD, gate_DF, up_DF, down_FD) -> jax.Array:
+        if gate_DF is not None:
+            gate_BSF = plus(expand(x_BSD, gate_DF), self.gate_bias)
             gate_BSF = self.activation(checkpoint_name(gate_BSF, "mlp_gate"))
-        up_BSF = checkpoint_name(plus(expand(x_BSD, weight(self.up, dtype)), self.up_bias), "mlp_up")
-        hidden_BSF = self.activation(up_BSF) if self.gate is None else gate_BSF * up_BSF
+        up_BSF = checkpoint_name(plus(expand(x_BSD, up_DF), self.up_bias), "mlp_up")
+        hidden_BSF = self.activation(up_BSF) if gate_DF is None else gate_BSF * up_BSF
         hidden_BSF = shard(hidden_BSF, "batch", "sequence", "mlp")
-        return plus(jnp.einsum("BSF,FD->BSD", hidden_BSF, weight(self.down, dtype)), self.down_bias)
+        return plus(jnp.einsum("BSF,FD->BSD", hidden_BSF, down_FD), self.down_bias)

@@ -45,7 +45,7 @@ def cross_entropy(x_BSD, output_DV, targets_BS, weights_BS, chunk: int, z_loss: 
 
         chunks = tuple(_chunked(array, chunk) for array in (x_BSD, targets_BS, weights_BS))
         total, _ = jax.lax.scan(step, _zero(x_BSD.shape[0]), chunks)
-        return _over_devices(total)
+        return over_devices(total)
 
     run = manual(run, (HIDDEN, OUTPUT, TOKENS, TOKENS), ((), ROWS))
     return run(x_BSD, output_DV, targets_BS, weights_BS)
@@ -74,7 +74,7 @@ def _forward(x_BSD, output_DV, targets_BS, weights_BS, chunk: int, z_loss: float
         # are added, wants to move it out of their loop, and fails (RET_CHECK in while_loop_all_reduce_code_motion).
         d_output_DV = jax.lax.optimization_barrier(jax.lax.psum(d_output_DV, others))
         dx_BSD = jnp.moveaxis(dx, 0, 1).reshape(x_BSD.shape[0], -1, x_BSD.shape[2])[:, : x_BSD.shape[1]]
-        return _over_devices(total), dx_BSD, d_output_DV
+        return over_devices(total), dx_BSD, d_output_DV
 
     run = manual(run, (HIDDEN, OUTPUT, TOKENS, TOKENS), (((), ROWS), HIDDEN, OUTPUT_GRADIENT))
     total, dx_BSD, d_output_DV = run(x_BSD, output_DV, targets_BS, weights_BS)
@@ -129,7 +129,7 @@ def _added(total, found: TokenLosses, weights_BC, z_loss: float):
     return total[0] + jnp.sum(nll_BC) + penalty, total[1] + jnp.sum(nll_BC, axis=1)
 
 
-def _over_devices(total):
+def over_devices(total):
     """The loss over all devices, and every row's over the shards of its sequence."""
     loss, nll_B = total
     sequence = split_axes("sequence")

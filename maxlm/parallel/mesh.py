@@ -101,12 +101,14 @@ def check_batch(config: Config, mesh: Mesh) -> None:
 def _check_sequence(config: Config, mesh: Mesh) -> None:
     context, tensor = mesh.shape["context"], mesh.shape["tensor"]
     # Each context shard holds an early and a late part of the sequence (see `batch.sequence_order`).
-    unit = context * math.lcm(2 if context > 1 else 1, tensor if config.parallel.sequence else 1)
+    parts = 2 if context > 1 else 1, tensor if config.parallel.sequence else 1, config.remat.mlp_chunks
+    unit = context * math.lcm(*parts)
     if config.data.seq_len % unit:
         nearest = max(1, round(config.data.seq_len / unit)) * unit
         raise ConfigError(
             f"data.seq_len: {config.data.seq_len} is not a multiple of {unit}, needed by mesh.context = {context}"
             + (f" and mesh.tensor = {tensor} with parallel.sequence" if config.parallel.sequence else "")
+            + (f" and remat.mlp_chunks = {config.remat.mlp_chunks}" if config.remat.mlp_chunks > 1 else "")
             + f"; the nearest that works is {nearest}"
         )
 

@@ -10,6 +10,7 @@ from contextvars import ContextVar
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from maxlm.errors import ConfigError
@@ -196,20 +197,34 @@ def split_batch(x_B: jax.Array, count: int, *rest: str | None) -> jax.Array:
 
     `rest` names the logical axes after the first.
     """
-    shards = _batch_shards()
+    shards = _shards("batch")
     parts = x_B.reshape(shards, count, -1, *x_B.shape[1:]).swapaxes(0, 1)
     return shard(parts.reshape(count, -1, *x_B.shape[1:]), None, "batch", *rest)
 
 
 def join_batch(x_Ab: jax.Array, *rest: str | None) -> jax.Array:
     """The inverse of `split_batch`."""
-    count, shards = x_Ab.shape[0], _batch_shards()
+    count, shards = x_Ab.shape[0], _shards("batch")
     joined = x_Ab.reshape(count, shards, -1, *x_Ab.shape[2:]).swapaxes(0, 1)
     return shard(joined.reshape(-1, *x_Ab.shape[2:]), "batch", *rest)
 
 
-def _batch_shards() -> int:
-    return math.prod(axis_size(name) for name in mesh_axes("batch"))
+def split_sequence(x_BS: jax.Array, count: int, *rest: str | None) -> jax.Array:
+    """[B, S, ...] -> [count, B, S / count, ...], each shard of the sequence giving a part of its own."""
+    batch, shards = x_BS.shape[0], _shards("sequence")
+    parts = jnp.moveaxis(x_BS.reshape(batch, shards, count, -1, *x_BS.shape[2:]), 2, 0)
+    return shard(parts.reshape(count, batch, -1, *x_BS.shape[2:]), None, "batch", "sequence", *rest)
+
+
+def join_sequence(x_CBs: jax.Array, *rest: str | None) -> jax.Array:
+    """The inverse of `split_sequence`."""
+    count, batch, shards = *x_CBs.shape[:2], _shards("sequence")
+    joined = jnp.moveaxis(x_CBs.reshape(count, batch, shards, -1, *x_CBs.shape[3:]), 0, 2)
+    return shard(joined.reshape(batch, -1, *x_CBs.shape[3:]), "batch", "sequence", *rest)
+
+
+def _shards(axis: str) -> int:
+    return math.prod(axis_size(name) for name in mesh_axes(axis))
 
 
 def check_divisible(axes: LogicalAxes, shape: Sequence[int], mesh: Mesh) -> None:

@@ -85,6 +85,7 @@ def blueprint(config: Config, mesh: Mesh, num_sources: int) -> Blueprint:
         "params_dtype": jnp.dtype(config.precision.params),
         "dtype": dtype,
         "remat": config.remat.policy,
+        "mlp_chunks": config.remat.mlp_chunks,
         "pipeline": config.pipeline,
         "parallel": config.parallel,
         "platform": device.platform,

@@ -15,6 +15,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from maxlm.model.loss import cross_entropy
 from maxlm.model.moe import updated_bias
+from maxlm.model.vocabulary_loss import cross_entropy_by_vocabulary
 from maxlm.parallel.batch import BATCH_AXES
 from maxlm.parallel.sharding import join_batch, shard, split_batch
 from maxlm.train import faults
@@ -103,9 +104,13 @@ def _loss(params: dict, batch: Batch, plan: Blueprint) -> tuple[jax.Array, Count
     """Regularised loss summed over the batch's target tokens, and what was counted."""
     model, config = nnx.merge(plan.graphdef, params), plan.config.loss
     hidden = model.hidden(batch["tokens"], batch["segment_ids"], batch["positions"])
-    loss, nll_B = cross_entropy(
-        hidden.x_BSD, model.output_matrix(), batch["targets"], batch["weights"], config.chunk, config.z_loss
-    )
+    rows = batch["targets"], batch["weights"]
+    if config.split == "vocabulary":
+        matrix_DV, axes = model.stored_output()
+        split = axes, config.block, config.z_loss
+        loss, nll_B = cross_entropy_by_vocabulary(hidden.x_BSD, matrix_DV, *rows, *split)
+    else:
+        loss, nll_B = cross_entropy(hidden.x_BSD, model.output_matrix(), *rows, config.chunk, config.z_loss)
     loss += sum(jnp.sum(router.penalty) for router in hidden.routers.values())
     load = {position: jax.lax.stop_gradient(router.load_E) for position, router in hidden.routers.items()}
     return loss, Counted(nll_B, load)

@@ -1,4 +1,4 @@
-"""Cross-entropy in chunks against the full one."""
+"""Cross-entropy in parts of the sequence, or of the vocabulary, against the full one."""
 
 import jax
 import jax.numpy as jnp
@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from maxlm.model.loss import cross_entropy
+from maxlm.model.vocabulary_loss import cross_entropy_by_vocabulary
 
 BATCH, LENGTH, WIDTH, VOCAB = 3, 11, 6, 17
 
@@ -29,8 +30,17 @@ def full(x, output, targets, weights, z_loss: float) -> tuple[jax.Array, jax.Arr
     return nll.sum() + penalty, nll.sum(1)
 
 
-@pytest.mark.parametrize(("chunk", "z_loss"), [(1, 0.0), (4, 0.1), (11, 0.0), (512, 0.1)])
-def test_chunked_equals_full(inputs: tuple, chunk: int, z_loss: float) -> None:
+def by_vocabulary(x, output, targets, weights, block: int, z_loss: float):
+    return cross_entropy_by_vocabulary(x, output, targets, weights, ("table_embed", "vocab"), block, z_loss)
+
+
+BOTH = pytest.mark.parametrize("loss_in_parts", [cross_entropy, by_vocabulary])
+
+
+@BOTH
+@pytest.mark.parametrize(("part", "z_loss"), [(1, 0.0), (4, 0.1), (11, 0.0), (512, 0.1)])
+def test_in_parts_equals_full(inputs: tuple, loss_in_parts, part: int, z_loss: float) -> None:
+    """Neither 4 nor 11 divides the vocabulary, nor 4 the sequence."""
     x, output, targets, weights = inputs
 
     def gradients_of(loss, *arguments):
@@ -41,29 +51,31 @@ def test_chunked_equals_full(inputs: tuple, chunk: int, z_loss: float) -> None:
 
         return jax.jit(jax.grad(scaled, (0, 1), has_aux=True))(x, output)
 
-    found, wanted = gradients_of(cross_entropy, chunk, z_loss), gradients_of(full, z_loss)
+    found, wanted = gradients_of(loss_in_parts, part, z_loss), gradients_of(full, z_loss)
     for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
-    undifferentiated = cross_entropy(x, output, targets, weights, chunk, z_loss)
+    undifferentiated = loss_in_parts(x, output, targets, weights, part, z_loss)
     for one, other in zip(undifferentiated, wanted[1], strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-6)
 
 
-def test_sums_per_row_are_the_rows_alone(inputs: tuple) -> None:
+@BOTH
+def test_sums_per_row_are_the_rows_alone(inputs: tuple, loss_in_parts) -> None:
     x, output, targets, weights = inputs
-    rows = cross_entropy(*inputs, 4, 0.1)[1]
+    rows = loss_in_parts(*inputs, 4, 0.1)[1]
     for row in range(BATCH):
-        alone = cross_entropy(x[row : row + 1], output, targets[row : row + 1], weights[row : row + 1], 4, 0.0)[0]
+        alone = loss_in_parts(x[row : row + 1], output, targets[row : row + 1], weights[row : row + 1], 4, 0.0)[0]
         np.testing.assert_allclose(rows[row], alone, rtol=1e-6)
 
 
+@BOTH
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_weight_zero_silences_what_is_not_finite(inputs: tuple, bad: float) -> None:
+def test_weight_zero_silences_what_is_not_finite(inputs: tuple, loss_in_parts, bad: float) -> None:
     x, output, targets, weights = inputs
     poisoned = jnp.where(weights[..., None] == 0, bad, x)
 
     def loss(x, output):
-        return cross_entropy(x, output, targets, weights, 4, 0.1)[0]
+        return loss_in_parts(x, output, targets, weights, 4, 0.1)[0]
 
     evaluate = jax.jit(jax.value_and_grad(loss, (0, 1)))
     results = (jax.tree.leaves(evaluate(array, output)) for array in (poisoned, x))
@@ -71,12 +83,13 @@ def test_weight_zero_silences_what_is_not_finite(inputs: tuple, bad: float) -> N
         np.testing.assert_array_equal(found, wanted)
 
 
-def test_bfloat16_inputs_give_float32_sums(inputs: tuple) -> None:
+@BOTH
+def test_bfloat16_inputs_give_float32_sums(inputs: tuple, loss_in_parts) -> None:
     x, output, targets, weights = inputs
     low = x.astype(jnp.bfloat16), output.astype(jnp.bfloat16)
-    loss, rows = cross_entropy(*low, targets, weights, 4, 0.0)
+    loss, rows = loss_in_parts(*low, targets, weights, 4, 0.0)
     assert loss.dtype == rows.dtype == jnp.float32
     exact = full(*(array.astype(jnp.float32) for array in low), targets, weights, 0.0)
     np.testing.assert_allclose(loss, exact[0], rtol=1e-5)
-    gradients = jax.grad(lambda x, output: cross_entropy(x, output, targets, weights, 4, 0.0)[0], (0, 1))(*low)
+    gradients = jax.grad(lambda x, output: loss_in_parts(x, output, targets, weights, 4, 0.0)[0], (0, 1))(*low)
     assert [gradient.dtype for gradient in gradients] == [jnp.bfloat16, jnp.bfloat16]

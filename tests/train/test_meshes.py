@@ -102,6 +102,17 @@ CASES = {
     "fsdp4-tensor2": ("plain", {"fsdp": 4, "tensor": 2}, {}),
     "fsdp2-tensor4-sequence": ("tied", {"fsdp": 2, "tensor": 4}, {"parallel": {"sequence": True}}),
     "data2-fsdp4-zero1": ("plain", {"data": 2, "fsdp": 4}, {"parallel": {"zero": 1}}),
+    # What one device computes in parts of the sequence here is computed in parts of the vocabulary.
+    "fsdp4-tensor2-vocabulary": (
+        "plain",
+        {"fsdp": 4, "tensor": 2},
+        {"loss": {"split": "vocabulary", "block": 5}, "remat": {"mlp_chunks": 4}},
+    ),
+    "data2-fsdp2-context2-vocabulary-zero1": (
+        "tied",
+        {"data": 2, "fsdp": 2, "context": 2},
+        {"loss": {"split": "vocabulary", "block": 24}, "remat": {"mlp_chunks": 2}, "parallel": {"zero": 1}},
+    ),
     "fsdp4-tensor2-offload": ("plain", {"fsdp": 4, "tensor": 2}, {"optimizer": {"offload": "host"}}),
     "fsdp2-tensor2-pipeline2": ("plain", {"fsdp": 2, "tensor": 2, "pipeline": 2}, {"pipeline": {"microbatches": 4}}),
     "pipeline4-fsdp2-repeats2": (
