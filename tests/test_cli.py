@@ -124,6 +124,7 @@ def test_a_run_directory_holds_what_is_promised(trained):
     assert set(fields.split()) == set(line)
     assert line["step"] == 8 and line["tokens"] == 2048 and line["mfu"] is None and line["bubble"] == 0
     assert 0 < line["target_tokens"] <= 2048 and set(line["loss_by_source"]) == {"model", "prep"}
+    assert load(trained / "config.yaml").compiler.options == {}  # those that auto stands for on a CPU
 
 
 def test_eval_prints_a_table_or_json_of_the_whole_source(run_command, trained, prepared):

@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 
 from maxlm.config import Config
 from maxlm.errors import ConfigError
+from maxlm.parallel.compiler import refused_options
 from maxlm.parallel.hardware import system
 from maxlm.parallel.mesh import build_mesh, check_batch
 from maxlm.train.state import Blueprint, abstract_batch, abstract_state, blueprint, replicated_scalar
@@ -89,7 +90,8 @@ def compile_for(config: Config, topology: str, quick: bool = False) -> CompiledS
     with jax.set_mesh(mesh), _optimization_level("O0" if quick else jax.config.jax_optimization_level):
         arguments = abstract_state(plan), abstract_batch(plan), replicated_scalar(plan, np.float32)
         lowered = compile_step(plan).trace(*arguments).lower(lowering_platforms=("tpu",))
-        return CompiledStep(plan, lowered.compile())
+        with refused_options():
+            return CompiledStep(plan, lowered.compile())
 
 
 @contextlib.contextmanager

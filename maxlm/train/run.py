@@ -24,6 +24,7 @@ from maxlm.evaluate.perplexity import evaluate
 from maxlm.model import counts
 from maxlm.parallel.agreement import by_first, everywhere, gather, is_first, together
 from maxlm.parallel.batch import addressed_rows, place
+from maxlm.parallel.compiler import refused_options, with_options
 from maxlm.parallel.mesh import bubble_fraction, build_mesh, check_batch
 from maxlm.report.metrics import MetricsWriter
 from maxlm.train import resume
@@ -103,7 +104,7 @@ class Run:
         try:
             shutil.copytree(self.tokenizer_dir, self.dir / TOKENIZER, dirs_exist_ok=True)
             new = self.dir / f"{CONFIG}.new"
-            new.write_text(configuration.to_yaml(self.config))
+            new.write_text(configuration.to_yaml(with_options(self.config, self._device_kind)))
             new.replace(self.dir / CONFIG)  # at once: a killed start must not leave half a configuration
         except OSError as error:
             raise SaveError(f"{self.dir}: cannot be written ({error})") from None
@@ -125,7 +126,7 @@ class Run:
     def step(self):
         """The compiled step (state, batch, learning rate) -> (state, metrics); its shapes are fixed for good."""
         rate = replicated_scalar(self.plan, np.float32)
-        with jax.set_mesh(self.mesh):
+        with jax.set_mesh(self.mesh), refused_options():
             return compile_step(self.plan).lower(abstract_state(self.plan), abstract_batch(self.plan), rate).compile()
 
     def scalar(self, value: float) -> jax.Array:
@@ -228,13 +229,17 @@ class Run:
     def manifests(self) -> dict[str, str]:
         return {name: shards.manifest.hash for name, shards in self.sources.train.items()}
 
+    @property
+    def _device_kind(self) -> str:
+        return self.mesh.devices.flat[0].device_kind
+
     def _description(self) -> dict[str, Any]:
         return {
             "parameters": counts.parameter_count(self.config.model),
             "active_parameters": counts.active_parameter_count(self.config.model),
             "processes": jax.process_count(),
             "devices": self.mesh.size,
-            "device_kind": self.mesh.devices.flat[0].device_kind,
+            "device_kind": self._device_kind,
             "mesh": dict(self.mesh.shape),
             "versions": {name: version(name) for name in PACKAGES},
         }

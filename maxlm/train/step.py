@@ -17,6 +17,7 @@ from maxlm.model.loss import cross_entropy
 from maxlm.model.moe import updated_bias
 from maxlm.model.vocabulary_loss import cross_entropy_by_vocabulary
 from maxlm.parallel.batch import BATCH_AXES
+from maxlm.parallel.compiler import jit_options, step_options
 from maxlm.parallel.sharding import join_batch, shard, split_batch
 from maxlm.train import faults
 from maxlm.train.state import DEVICE_MEMORY, HOST_MEMORY, Blueprint, Sums, TrainState
@@ -93,10 +94,12 @@ def summed_gradients(params: dict, batch: Batch, plan: Blueprint) -> tuple[dict,
 
 def compile_step(plan: Blueprint):
     """The jitted step; its state is donated and comes back in the same shards."""
+    options = step_options(plan.config.compiler, plan.mesh.devices.flat[0].device_kind)
     return jax.jit(
         partial(train_step, plan=plan),
         donate_argnums=0,
         out_shardings=(plan.shardings, NamedSharding(plan.mesh, PartitionSpec())),
+        compiler_options=jit_options(options),
     )
 
 

@@ -1,0 +1,86 @@
+"""XLA's options for the train step: one table, which training and planning apply alike.
+
+A row names the chips, an option, its value and why. What is not here stays at the compiler's default, which on TPU
+(libtpu 0.0.42.1) already schedules collectives behind compute. `compiler.options` of the configuration takes the place
+of the whole row set; the config.yaml of a run states the options in use.
+"""
+
+import contextlib
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import jax
+
+from maxlm.config import CompilerConfig, Config
+from maxlm.errors import ConfigError
+from maxlm.parallel.hardware import CHIPS, chip_of
+
+
+class Row(NamedTuple):
+    chips: tuple[str, ...]  # names in `hardware.CHIPS`
+    option: str
+    value: str
+    why: str
+
+
+GPUS = tuple(chip.name for chip in CHIPS.values() if chip.platform == "cuda")
+
+TABLE: tuple[Row, ...] = (
+    # Two options that work together alone: with either of them the sum stays an all-reduce.
+    Row(
+        ("v5p",),
+        "xla_tpu_enable_sparse_core_collective_offload_reduce_scatter",
+        "true",
+        "Over three dimensions of the torus libtpu sums gradients by an all-reduce, twice the bytes that each chip "
+        "needs of its shard. With these two the sum of fsdp over all of 4 x 4 x 4 is a reduce-scatter.",
+    ),
+    Row(
+        ("v5p",),
+        "xla_tpu_enable_sparse_core_collective_offload_nd_reduce_scatter",
+        "true",
+        "See xla_tpu_enable_sparse_core_collective_offload_reduce_scatter.",
+    ),
+    Row(
+        GPUS,
+        "xla_gpu_enable_pipelined_all_gather",
+        "true",
+        "By default the first gather of a layer waits at the beginning of its iteration of the scan, behind nothing. "
+        "Pipelined it is started an iteration earlier: for 8 H100 each gather of a layer had a product to hide behind, "
+        "and temporary memory grew by 1%. (The scheduler that hides latency is on by default.)",
+    ),
+)
+
+
+def step_options(config: CompilerConfig, device_kind: str) -> dict[str, str]:
+    """Options of the train step on devices of a kind: those of the configuration, or of the table for `auto`."""
+    if config.options != "auto":
+        return dict(config.options)
+    chip = chip_of(device_kind)
+    return {row.option: row.value for row in TABLE if chip and chip.name in row.chips}
+
+
+def jit_options(options: dict[str, str]) -> dict[str, str] | None:
+    """As jax.jit takes them: XLA reads its own options' truth values in capitals alone."""
+    values = {name: value.capitalize() if value in ("true", "false") else value for name, value in options.items()}
+    return values or None
+
+
+def with_options(config: Config, device_kind: str) -> Config:
+    """The configuration with the options that `auto` stands for on such devices."""
+    options = step_options(config.compiler, device_kind)
+    return config.model_copy(update={"compiler": config.compiler.model_copy(update={"options": options})})
+
+
+@contextlib.contextmanager
+def refused_options() -> Iterator[None]:
+    """The compiler's refusal of an option, as a `ConfigError` that names it."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        reason = str(error).partition("\n")[0]
+        if match := re.search(r"No such compile option: '(\w+)'", reason):
+            raise ConfigError(f"compiler.options: {match[1]} is no option of this compiler; take it out") from None
+        if match := re.search(r"into flag (\w+)|While setting option (\w+)", reason):
+            raise ConfigError(f"compiler.options.{match[1] or match[2]}: {reason.partition(': ')[2]}") from None
+        raise
