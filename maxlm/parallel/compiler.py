@@ -26,21 +26,13 @@ class Row(NamedTuple):
 
 GPUS = tuple(chip.name for chip in CHIPS.values() if chip.platform == "cuda")
 
+# No row for TPU. For a v5p of 4 x 4 x 4 libtpu gathers over one axis of 64 by all-reduces of twice the bytes, and no
+# option changed that (three-dimensional emitters, asymmetric or asynchronous gathers, gathers on the sparse cores); two
+# axes do, which are gathered one after the other (`sharding.reshard`). Two options together make the sum of gradients
+# over all three dimensions a reduce-scatter instead of an all-reduce, for 2% more memory:
+# xla_tpu_enable_sparse_core_collective_offload_reduce_scatter and ..._nd_reduce_scatter. They compile, but no chip has
+# run them for this table; `compiler.options` of a run may state them.
 TABLE: tuple[Row, ...] = (
-    # Two options that work together alone: with either of them the sum stays an all-reduce.
-    Row(
-        ("v5p",),
-        "xla_tpu_enable_sparse_core_collective_offload_reduce_scatter",
-        "true",
-        "Over three dimensions of the torus libtpu sums gradients by an all-reduce, twice the bytes that each chip "
-        "needs of its shard. With these two the sum of fsdp over all of 4 x 4 x 4 is a reduce-scatter.",
-    ),
-    Row(
-        ("v5p",),
-        "xla_tpu_enable_sparse_core_collective_offload_nd_reduce_scatter",
-        "true",
-        "See xla_tpu_enable_sparse_core_collective_offload_reduce_scatter.",
-    ),
     Row(
         GPUS,
         "xla_gpu_enable_pipelined_all_gather",
