@@ -125,13 +125,25 @@ def reshard(x: jax.Array, axes: tuple[str | None, ...], gradient_axes: tuple[str
     """`shard` with a place of its own for the gradient.
 
     Where x is gathered for use its gradient is to be scattered; the transposed constraint of `shard` would first ask
-    for the sum whole on every device.
+    for the sum whole on every device. Several mesh axes are gathered one after the other, as by `all_gather`.
     """
+    return _gathered(x, axes, gradient_axes)
+
+
+def _gathered(x: jax.Array, axes: tuple[str | None, ...], stored: tuple[str | None, ...]) -> jax.Array:
+    """`shard(x, *axes)` by way of the constraints that leave out one mesh axis of the stored ones more, last first."""
+    mesh = jax.sharding.get_abstract_mesh()
+    for dimension, (name, wanted) in enumerate(zip(stored, axes, strict=True)):
+        names = () if name == wanted else mesh_axes(name, mesh, x.shape[dimension])
+        for count in range(len(names) - 1, 0, -1):
+            parts = list(partition_spec(stored, mesh, x.shape))
+            parts[dimension] = names[:count]
+            x = jax.lax.with_sharding_constraint(x, PartitionSpec(*parts))
     return shard(x, *axes)
 
 
 reshard.defvjp(
-    lambda x, axes, gradient_axes: (shard(x, *axes), None),
+    lambda x, axes, gradient_axes: (_gathered(x, axes, gradient_axes), None),
     lambda axes, gradient_axes, _, gradient: (shard(gradient, *gradient_axes),),
 )
 
