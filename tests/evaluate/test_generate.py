@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tokenizers
+from families import GEMMA3, GPT2
 from flax import nnx
 from tiny import model_config
 
@@ -26,7 +27,7 @@ EXPERTS = {"num_layers": 3, "moe": {"num_experts": 4, "experts_per_token": 2, "m
 
 def make_model(**changes: object) -> tuple[nnx.GraphDef, dict]:
     """A model whose choices depend on the positions of the tokens: fast rotation, large parameters."""
-    graphdef, shapes, _ = abstract(model_config(rope={"theta": 2.0}, **changes))
+    graphdef, shapes, _ = abstract(model_config(**{"rope": {"theta": 2.0}} | changes))
     random = np.random.default_rng(1)
     return graphdef, jax.tree.map(lambda leaf: jnp.asarray(random.normal(0, 0.6, leaf.shape), jnp.float32), shapes)
 
@@ -37,7 +38,11 @@ def model() -> tuple[nnx.GraphDef, dict]:
 
 
 # One token, between two powers of two, at one, beyond one.
-@pytest.mark.parametrize(("changes", "lengths"), [({}, (1, 5, 8, 9)), (EXPERTS, (5, 9))], ids=["dense", "experts"])
+@pytest.mark.parametrize(
+    ("changes", "lengths"),
+    [({}, (1, 5, 8, 9)), (EXPERTS, (5, 9)), (GPT2, (5, 9)), (GEMMA3, (5, 9))],
+    ids=["dense", "experts", "gpt2", "gemma3"],
+)
 def test_greedy_is_the_argmax_of_the_full_forward_pass(changes: dict, lengths: tuple[int, ...]) -> None:
     graphdef, params = make_model(**changes)
     forward = jax.jit(lambda tokens: nnx.merge(graphdef, params)(tokens))
@@ -81,6 +86,16 @@ def test_longer_text_of_a_seed_begins_with_the_shorter(model: tuple) -> None:
 def test_prompt_without_tokens_is_refused(model: tuple) -> None:
     with pytest.raises(ConfigError, match="the prompt holds no token"):
         next(generate(*model, [], max_tokens=3, sampling=GREEDY))
+
+
+def test_text_beyond_the_learned_positions_is_refused() -> None:
+    model = make_model(**GPT2 | {"learned_positions": 8})
+    # The last token drawn is not read.
+    assert len(list(generate(*model, PROMPT, max_tokens=4, sampling=GREEDY))) == 4
+    with pytest.raises(ConfigError, match="5 tokens of the prompt and 5 more need 9 positions, the model has 8"):
+        next(generate(*model, PROMPT, max_tokens=5, sampling=GREEDY))
+    with pytest.raises(ValueError, match="9 tokens in a row, found 8 learned positions"):
+        nnx.merge(*model)(np.zeros((1, 9), np.int32))
 
 
 def kept_by(logits: np.ndarray, sampling: Sampling) -> np.ndarray:

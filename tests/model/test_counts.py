@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from families import GPT2
 from tiny import model_config
 
 from maxlm.config import Config, ModelConfig, load
@@ -20,6 +21,7 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 # 2 layers of width 16, 4 query heads and 2 key/value heads of width 4, MLP 32, vocabulary 64:
 # query 16*16, key and value 16*8 each, out 16*16, gate, up and down 16*32 each.
 LAYER_MATRICES = 256 + 128 + 128 + 256 + 3 * 512
+GPT2_MATRICES = 4 * 256 + 2 * 512
 TABLE = 64 * 16
 
 
@@ -32,6 +34,19 @@ TABLE = 64 * 16
         # A query and a key norm of width 4 in each layer.
         ({"qk_norm": True}, 2 * LAYER_MATRICES + 5 * 16 + 4 * 4 + 2 * TABLE, 2 * LAYER_MATRICES + TABLE),
         ({"window": (3, None)}, 2 * LAYER_MATRICES + 5 * 16 + 2 * TABLE, 2 * LAYER_MATRICES + TABLE),
+        # All heads together: of width 16 and 8. Norms after the layers' parts as well: two more a layer.
+        (
+            {"qk_norm": "all_heads", "norm_place": "both"},
+            2 * LAYER_MATRICES + 9 * 16 + 2 * (16 + 8) + 2 * TABLE,
+            2 * LAYER_MATRICES + TABLE,
+        ),
+        # As GPT-2: no gate and four key/value heads; scales and biases of norms; in a layer 3 x 16 biases of queries,
+        # keys and values, 16 of attention, 32 + 16 of the MLP; a table of 32 positions.
+        (
+            GPT2,
+            2 * GPT2_MATRICES + 5 * 2 * 16 + 2 * (3 * 16 + 16 + 32 + 16) + TABLE + 32 * 16,
+            2 * GPT2_MATRICES + TABLE,
+        ),
     ],
 )
 def test_parameter_counts_equal_the_hand_count(changes: dict, total: int, in_products: int) -> None:

@@ -329,6 +329,13 @@ def test_configuration_is_checked(changes: dict, message: str) -> None:
         validate(values, ModelConfig, "tiny")
 
 
+@pytest.mark.parametrize("changes", [{"mlp_gated": False}, {"mlp_bias": True}])
+def test_experts_without_gate_or_with_bias_are_refused(changes: dict) -> None:
+    values = model_config().model_dump() | {"moe": MOE} | changes
+    with pytest.raises(ConfigError, match="experts are gated and have no bias"):
+        validate(values, ModelConfig, "tiny")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("exchange", ["padded", "ragged"])
 @pytest.mark.parametrize("sizes", [{"expert": 4, "fsdp": 2}, {"pipeline": 2, "expert": 2, "fsdp": 2}], ids=str)

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 import pytest
+from families import GEMMA3, GPT2, OLMO2
 from tiny import run_config
 from trainer import Trainer, distance, make_batch
 
@@ -48,6 +49,10 @@ MODELS = {
             "every": 2,
         },
     },
+    "gpt2": GPT2 | {"num_kv_heads": 2},
+    # Two layers before two blocks. A norm magnifies rounding where what it reads is small: larger parameters.
+    "gemma3": GEMMA3 | {"num_layers": 8, "init_std": 0.2},
+    "olmo2": OLMO2 | {"init_std": 0.2},
 }
 
 
@@ -154,6 +159,13 @@ CASES = {
         {"expert": 2, "context": 2, "pipeline": 2},
         {"pipeline": {"microbatches": 4}, "parallel": {"context": "ring"}},
     ),
+    "context2-tensor4-gpt2": ("gpt2", {"context": 2, "tensor": 4}, {"parallel": {"sequence": True}}),
+    "pipeline2-tensor2-fsdp2-gemma3": (
+        "gemma3",
+        {"pipeline": 2, "tensor": 2, "fsdp": 2},
+        {"pipeline": {"microbatches": 4}},
+    ),
+    "tensor4-fsdp2-olmo2": ("olmo2", {"tensor": 4, "fsdp": 2}, {"parallel": {"zero": 1}}),
     "context2-tensor2-fsdp2": ("windows", {"context": 2, "tensor": 2, "fsdp": 2}, {"parallel": {"sequence": True}}),
 }
 

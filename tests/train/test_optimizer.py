@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from families import GPT2
 from tiny import model_config, run_config
 
 from maxlm.config import MeshConfig, OptimizerConfig, PipelineConfig
@@ -24,6 +25,8 @@ MODELS = {
     "untied": model_config(qk_norm=True),
     "tied": model_config(qk_norm=True, tie_embeddings=True),
     "experts": model_config(num_layers=5, moe=EXPERTS),
+    # Every bias and norm, and the table of positions.
+    "biased": model_config(**GPT2 | {"mlp_gated": True, "qk_norm": "all_heads", "norm_place": "both"}),
 }
 
 # Of every kind of parameter: what `muon` gives it to, and whether it decays.
@@ -48,9 +51,19 @@ TABLE = {
     "mlp.shared.up": ("muon", True),
     "mlp.shared.down": ("muon", True),
 }
+BIASED = {"attention_out_norm.scale", "mlp_out_norm.scale", "positions"}
+BIASED |= {f"attention.{name}_bias" for name in ("query", "key", "value", "out")}
+BIASED |= {f"mlp.{name}_bias" for name in ("gate", "up", "down")}
+BIASED |= {f"{name}norm.bias" for name in ("final_", "attention_", "attention_out_", "mlp_", "mlp_out_")}
+TABLE |= dict.fromkeys(BIASED, ("adamw", False))
 NORMS_OF_HEADS = {"attention.query_norm.scale", "attention.key_norm.scale"}
 OF_EXPERTS = {name for name in TABLE if name.startswith(("mlp.router", "mlp.bias", "mlp.shared"))}
-ABSENT = {"untied": OF_EXPERTS, "tied": OF_EXPERTS | {"output"}, "experts": NORMS_OF_HEADS}
+ABSENT = {
+    "untied": OF_EXPERTS | BIASED,
+    "tied": OF_EXPERTS | BIASED | {"output"},
+    "experts": NORMS_OF_HEADS | BIASED,
+    "biased": OF_EXPERTS | {"output"},
+}
 
 
 def named_leaves(tree: dict) -> dict[str, np.ndarray]:
