@@ -113,6 +113,7 @@ def run_config(
         "model": model,
         "data": {
             "seq_len": seq_len,
+            "mask_documents": False,
             "sources": {"web": {"path": "web"}},
             "mixture": [{"tokens": max(int(total), seq_len), "weights": {"web": 1}}],
         },

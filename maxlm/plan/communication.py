@@ -1,8 +1,9 @@
 """Bytes that one chip sends per step, by mesh axis: from the configuration and the axes' sizes, nothing compiled.
 
 `expected` is what a step is planned with, `limits` the most that theory allows. They are one set of formulas and
-differ in two places: an exchange of experts' rows sends the rows that there are, or full buffers; gradients of layers
-are summed over `data` in the compute type, as XLA does, or in float32.
+differ in three places: an exchange of experts' rows sends the rows that there are, or full buffers; gradients of layers
+are summed over `data` in the compute type, as XLA does, or in float32; sums over `tensor` that nothing needs are left
+out, or counted.
 
 Bytes are those of ring algorithms, as `maxlm/parallel/traffic.py` counts them in a compiled program: of n devices each
 sends (n - 1) / n of the whole for a gather or a scatter, and twice that for a sum. What runs over several axes together
@@ -80,6 +81,11 @@ class Layout:
         return 1 + (self.config.remat.policy != "none") + self.stages_recompute
 
     @property
+    def last_product_recomputed(self) -> bool:
+        """Whether the backward pass of a layer needs the result of its last product: where a norm follows."""
+        return self.config.model.norm_place != "before"
+
+    @property
     def rows(self) -> float:
         """Rows of the residual stream, tokens, of one microbatch on one chip."""
         shards = math.prod(self.shape[axis] for axis in BATCH_AXES)
@@ -139,7 +145,7 @@ def limits(plan: Layout) -> dict[str, float]:
 
 
 def _traffic(plan: Layout, worst: bool) -> Traffic:
-    activations = _residuals(plan) + _keys_and_values(plan) + _exchanges(plan, worst)
+    activations = _residuals(plan, worst) + _keys_and_values(plan) + _exchanges(plan, worst)
     return Traffic(_parameters(plan, worst), activations)
 
 
@@ -170,17 +176,23 @@ def _parameters(plan: Layout, worst: bool) -> Counter:
     return +found  # without what is nothing
 
 
-def _residuals(plan: Layout) -> Counter:
-    """tensor: two sums of the residual stream per layer in either direction, two more where the layer is recomputed,
-    and four for embedding and head. With parallel.sequence each sum is a scatter and a gather, as many bytes.
+def _residuals(plan: Layout, worst: bool) -> Counter:
+    """tensor: two sums of the residual stream per layer in either direction, and again where the layer is recomputed
+    (one, where nothing needs the last), and one each for the embedding and for the gradient of what the head reads;
+    the limit is two of these and two more. With parallel.sequence each sum is a scatter and a gather, as many bytes.
 
     pipeline: at every tick each stage hands its output to the next one and an input that waits to the one before; with
     repeats, an input of the next repeat too. The backward pass returns as much. Parameters stay where they are.
     """
     config, tensor = plan.config, plan.shape["tensor"]
-    embed, count = config.model.embed_dim, config.train.accumulate
-    sums = (2 + 2 * plan.forward_passes) * plan.layers_of_stage * plan.ticks * plan.rows_of_stage
-    found = Counter(tensor=2 * (1 - 1 / tensor) * (sums + 4 * plan.rows) * embed * plan.width * count)
+    embed, count, policy = config.model.embed_dim, config.train.accumulate, config.remat.policy
+    again = 2.0 * (plan.forward_passes - 1)
+    if not worst and policy != "none":
+        again -= not plan.last_product_recomputed
+        again -= isinstance(policy, tuple) and "attention_out" in policy
+    sums = (4 + again) * plan.layers_of_stage * plan.ticks * plan.rows_of_stage
+    outside = (4 if worst else 2) * plan.rows
+    found = Counter(tensor=2 * (1 - 1 / tensor) * (sums + outside) * embed * plan.width * count)
     if plan.stages > 1:
         handed_on = 2 * (3 if config.pipeline.repeats > 1 else 2)
         split = tensor if config.parallel.sequence else 1

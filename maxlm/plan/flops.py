@@ -28,6 +28,9 @@ _ATTENTION = {
     r"splash_m[hq]a_fwd": 2,
     r"splash_m[hq]a_dq": 3,
     r"splash_m[hq]a_dkv": 4,
+    r"flash_forward": 2,
+    r"flash_queries_gradient": 3,
+    r"flash_keys_gradient": 4,
     r"__cudnn\$fmha\w*Backward": 5,
     r"__cudnn\$fmha": 2,
 }

@@ -27,7 +27,7 @@ from maxlm.plan.work import Work, estimated_work
 
 # Share of the dense peak that a step's FLOPs reach, fitted to published runs by tools/fit_efficiency.py (results in
 # benchmarks/2026-11-24-plan-time.md). Other GPUs take the H100's.
-EFFICIENCY = {"v4": 0.70, "v5e": 0.78, "v5p": 0.82, "v6e": 0.51, "7x": 0.66, "h100": 0.40}
+EFFICIENCY = {"v4": 0.70, "v5e": 0.77, "v5p": 0.78, "v6e": 0.51, "7x": 0.66, "h100": 0.40}
 
 # A search asks for the same model again and again.
 _flops_per_token = functools.lru_cache(maxsize=64)(flops_per_token)

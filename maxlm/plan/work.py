@@ -7,16 +7,12 @@ from dataclasses import dataclass, replace
 import jax
 from jax.sharding import Mesh
 
-from maxlm.model.decoder import STACK_AXES
-from maxlm.model.layers import TABLE
+from maxlm.model.layers import TABLE, is_matrix
 from maxlm.parallel.sharding import GATHERED
 from maxlm.parallel.traffic import Transfer, totals, transfers
 from maxlm.plan.communication import STACKED, Layout, expected
 from maxlm.plan.flops import Workload, matmul_flops
 
-# Products of queries' size in attention's backward pass: with splash (TPU) the gradients of queries and those of keys
-# and values have a kernel each, which compute scores and probabilities' gradients twice.
-BACKWARD_ATTENTION = {"tpu": 7, "cuda": 5, "cpu": 4}
 # Products with the output matrix per token: logits, and the gradients of both factors.
 HEAD_PRODUCTS = 3
 # The name in a remat policy that saves the product with a parameter.
@@ -97,8 +93,7 @@ def _product_flops(plan: Layout) -> Iterator[float]:
 def _matrices(plan: Layout) -> Iterator[tuple[tuple[str, ...], jax.ShapeDtypeStruct, tuple[str | None, ...]]]:
     """The parameters that multiply tokens; a tied table does so as the output matrix."""
     for path, leaf, names in plan.leaves:
-        looked_up = names == TABLE and not plan.config.model.tie_embeddings
-        if sum(name not in STACK_AXES for name in names) > 1 and not looked_up:
+        if is_matrix(names) or (names == TABLE and plan.config.model.tie_embeddings):
             yield path, leaf, names
 
 
@@ -124,10 +119,12 @@ def _runs(plan: Layout, names: tuple[str | None, ...]) -> float:
 def _recomputed(plan: Layout, path: tuple[str, ...], names: tuple[str | None, ...]) -> int:
     """Times that the product with a layer's parameter is computed again for the backward pass.
 
-    The last product of a layer is not: nothing of the layer's backward pass needs its result, unless it is weighted.
+    The last product of a layer is not: nothing of the layer's backward pass needs its result, unless experts weight it
+    or a norm follows.
     """
     policy, again = plan.config.remat.policy, int(plan.stages_recompute)
-    if policy in ("none", "dots") or (path[-1] == "down" and "experts" not in names):
+    unneeded = path[-1] == "down" and "experts" not in names and not plan.last_product_recomputed
+    if policy in ("none", "dots") or unneeded:
         return again
     if isinstance(policy, tuple) and SAVED_BY.get(path[-1]) in policy:
         return again
@@ -137,12 +134,15 @@ def _recomputed(plan: Layout, path: tuple[str, ...], names: tuple[str | None, ..
 def _attention_flops(plan: Layout) -> float:
     """Scores and values: 2 products forward, again where recomputed, and those of the backward kernels.
 
-    A causal mask halves them; XLA's reference, on CPU, computes all keys.
+    Backward they are 7 where the gradients of queries and those of keys and values have a kernel each, as on TPU and
+    with packed documents on GPUs: both compute scores and the gradients of probabilities. cuDNN has one, and XLA's
+    reference, on CPU, keeps the scores. A causal mask halves them, but for the reference.
     """
     config, policy = plan.config, plan.config.remat.policy
     model = config.model
     again = plan.stages_recompute + (policy != "none" and not (isinstance(policy, tuple) and "attention" in policy))
-    products = 2 * (1 + again) + BACKWARD_ATTENTION[plan.platform]
+    backward = 4 if plan.platform == "cpu" else 7 if plan.platform == "tpu" or config.data.mask_documents else 5
+    products = 2 * (1 + again) + backward
     keys = Workload.of(config, 1).keys if plan.platform != "cpu" else config.data.seq_len
     rows = plan.rows_of_stage * plan.ticks * plan.layers_of_stage * config.train.accumulate
     rows += plan.rows * model.first_layers * config.train.accumulate

@@ -11,6 +11,7 @@ from expected_traffic import (
     between_slices,
     gathers_of_activations,
     gathers_outside_layers,
+    layout_of,
     repeated_reductions,
     weights_over,
     whole_gradients,
@@ -22,6 +23,7 @@ from maxlm.config import Config
 from maxlm.errors import ConfigError
 from maxlm.parallel.traffic import totals, transfers
 from maxlm.plan.compile import CompiledStep, compile_for
+from maxlm.plan.work import compiled_work, estimated_work
 
 pytest.importorskip("libtpu")
 
@@ -107,6 +109,21 @@ def cases():
 def test_nothing_moves_that_should_not(mesh: str, rule: str) -> None:
     step = compiled(mesh)
     assert not CHECKS[rule](transfers(step.executable.as_text(), step.mesh), step.plan)
+
+
+@pytest.mark.parametrize(
+    "mesh",
+    ["fsdp8", "fsdp4-tensor2", "pipeline2-fsdp4", "context2-fsdp4", "expert4-fsdp2", "slices2-fsdp2-tensor2"],
+)
+def test_the_estimated_work_is_that_of_the_program(mesh: str) -> None:
+    """FLOPs as the formulas say, recomputation, bubbles and kernels included; bytes nearly, by what they are."""
+    step = compiled(mesh)
+    plan = layout_of(step.plan)
+    found, estimate = compiled_work(step.executable.as_text(), step.mesh, plan), estimated_work(plan)
+    assert found.flops == pytest.approx(estimate.flops, rel=1e-4)
+    assert sum(found.weights.values()) == pytest.approx(sum(estimate.weights.values()), rel=0.12)
+    for axis in {"tensor", "context", "expert"} & set(estimate.activations):
+        assert found.activations[axis] == pytest.approx(estimate.activations[axis], rel=0.15)
 
 
 def test_axes_in_use_are_named_by_the_mesh() -> None:

@@ -129,6 +129,25 @@ def test_kernels_and_windows() -> None:
         matmul_flops(TPU)
 
 
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [
+        ("splash_mqa_dq_no_residuals", 3),
+        ("splash_mha_dkv_segmented_no_residuals", 4),
+        ("flash_forward", 2),
+        ("flash_queries_gradient", 3),
+        ("flash_keys_gradient", 4),
+        ("__cudnn$fmhaSoftmax", 2),
+        ("__cudnn$fmhaSoftmaxBackward", 5),
+    ],
+)
+def test_kernels_of_attention_have_their_products(name: str, count: int) -> None:
+    text = TPU.replace("splash_mha_fwd_segmented_residuals/pallas_call", f"{name}/pallas_call")
+    text = text.replace("%splash_mha_fwd_segmented_residuals.1", "%kernel.1")
+    (kernel,) = (product for product in products(text, Workload(keys=1.0)) if product.kind == "attention")
+    assert kernel.flops == 2 * count * 8 * 4096 * 4 * 128
+
+
 def test_work_that_depends_on_data_is_expected() -> None:
     """Half of the layers see a window of 4 of 16 tokens; over 4 devices a full buffer is four times an even load."""
     moe = {"num_experts": 8, "experts_per_token": 2, "mlp_dim": 32}

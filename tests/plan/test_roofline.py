@@ -1,12 +1,14 @@
 """The time of a step by its roofline: an example by hand, and what must hold for any chip and mesh."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+import yaml
 from tiny import run_config
 
 from maxlm.config import Config
-from maxlm.model.counts import flops_per_token, matmul_parameter_count
+from maxlm.model.counts import flops_per_token, forward_flops_per_token, matmul_parameter_count
 from maxlm.parallel.hardware import CHIPS, System, system
 from maxlm.plan.communication import expected, layout
 from maxlm.plan.roofline import EFFICIENCY, Prediction, bandwidth, layout_for, predict
@@ -17,6 +19,7 @@ LAYER = 1024 * 128 * (8 + 2 + 2 + 8) + 3 * 1024 * 3072
 HEAD = 4096 * 1024
 TOKENS, LENGTH = 2**20, 1024
 V5P = CHIPS["v5p"]
+FILES = Path(__file__).parents[2] / "configs/models"
 
 
 def config_of(mesh: dict, **sections: dict) -> Config:
@@ -111,6 +114,16 @@ def test_what_remat_recomputes() -> None:
     assert full - dots == pytest.approx(2 * 6 * (LAYER - 1024 * 3072) * TOKENS / 8)
     products = 6 * matmul_parameter_count(config.model) * TOKENS / 8
     assert none == pytest.approx(products + (2 + 7) / 2 * attention)
+
+
+@pytest.mark.parametrize("path", sorted(FILES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_without_recomputation_work_is_what_mfu_counts(path: Path) -> None:
+    """But for attention's backward kernels: they compute 7 products, of which MFU counts 4."""
+    model = yaml.safe_load(path.read_text())["model"]
+    work = work_of({"fsdp": 8}, model=model, remat={"policy": "none"})
+    config = config_of({"fsdp": 8}, model=model)
+    forward = forward_flops_per_token(config.model, LENGTH)
+    assert work.flops == pytest.approx((3 * forward["matrices"] + 9 / 2 * forward["attention"]) * TOKENS / 8, rel=1e-9)
 
 
 def test_experts_work_for_the_tokens_that_choose_them() -> None:
