@@ -40,6 +40,12 @@ class DivergedError(MaxlmError):
     everywhere = True
 
 
+class DoesNotFitError(MaxlmError):
+    """A step needs more memory than its devices have."""
+
+    exit_code = 5
+
+
 class Preempted(MaxlmError):
     """A stop was asked for and the state is saved; a scheduler starts the same command again."""
 

@@ -88,38 +88,14 @@ def answer(side: tuple[str, Callable[[], None]]) -> None:
 
 
 def maxlm_side(options: argparse.Namespace) -> tuple[str, Callable[[], None]]:
-    """The step that `maxlm train` runs, on one random batch with documents of about 200 tokens."""
+    """The step that `maxlm train` runs, on random tokens in documents of about 200."""
     import jax
-    import jax.numpy as jnp
-    import numpy as np
+    from timed_steps import TimedSteps
 
     from maxlm.config import load
-    from maxlm.parallel.batch import place
-    from maxlm.parallel.mesh import build_mesh
-    from maxlm.train.state import blueprint, initial_state
-    from maxlm.train.step import compile_step
 
-    config = load(options.config, options.overrides)
-    mesh = build_mesh(config.mesh)
-    plan = blueprint(config, mesh, 1)
-    state, step = initial_state(plan), compile_step(plan)
-    random = np.random.default_rng(0)
-    size = (config.batch_size, config.data.seq_len)
-    tokens = random.integers(0, config.model.vocab_size, (size[0], size[1] + 1)).astype(np.int32)
-    segments = np.cumsum(random.random(size) < 1 / 200, axis=1).astype(np.int32) + 1
-    batch = {"tokens": tokens[:, :-1], "targets": tokens[:, 1:], "segment_ids": segments}
-    batch |= {"positions": np.broadcast_to(np.arange(size[1], dtype=np.int32), size)}
-    batch |= {"weights": np.ones(size, np.float32), "sources": np.zeros(size[0], np.int32)}
-    batch = place(batch, range(size[0]), size[0], mesh)
-
-    def turn() -> None:
-        nonlocal state
-        with jax.set_mesh(mesh):
-            for _ in range(options.steps):
-                state, metrics = step(state, batch, jnp.float32(1e-3))
-        jax.block_until_ready(metrics)
-
-    return f"maxlm (jax {jax.__version__})", turn
+    steps = TimedSteps(load(options.config, options.overrides), document_tokens=200)
+    return f"maxlm (jax {jax.__version__})", lambda: sum(steps.run(options.steps))
 
 
 def torch_side(shape: dict) -> tuple[str, Callable[[], None]]:
