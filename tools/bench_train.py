@@ -377,7 +377,7 @@ def run_alone(options: argparse.Namespace, changes: list[str]) -> dict[str, Any]
     return {
         "error": "out of memory" if done.returncode == DoesNotFitError.exit_code else said[-1].removeprefix("error: "),
         "exit_code": done.returncode,
-        "said": said[-1],
+        "said": "\n".join(said[-20:]),
     }
 
 

@@ -30,6 +30,7 @@ from maxlm.train.step import compile_step
 
 DISTINCT_BATCHES = 4  # of which the steps take turns
 GIB = 2**30
+ON_CORE = ("Shared memory", "shared memory", "memory space vmem", "memory space smem")  # as XLA names it in errors
 
 
 class SyntheticText:
@@ -126,10 +127,15 @@ class TimedSteps:
             "attention": chosen(config, dict(self.mesh.shape), device.platform, str(self.plan.dtype)),
             "flops_per_token": flops_per_token(config.model, config.data.seq_len),
             "compile_seconds": self.compile_seconds,
-            "compiler_gib": {name: size / GIB for name, size in CompiledStep(self.plan, self._step).memory().items()},
+            "compiler_gib": self._compiler_gib(),
             "loss": float(values["loss"]),
             "skipped": int(values["skipped"]),
         }
+
+    def _compiler_gib(self) -> dict[str, float] | None:
+        if self._step.memory_analysis() is None:  # a platform may have none
+            return None
+        return {name: size / GIB for name, size in CompiledStep(self.plan, self._step).memory().items()}
 
 
 def peak_gib() -> float | None:
@@ -150,7 +156,8 @@ def _memory_named() -> Iterator[None]:
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
+        # The memory inside a core is a kernel's matter: neither remat nor a smaller batch helps.
+        if "RESOURCE_EXHAUSTED" not in str(error) or any(name in str(error) for name in ON_CORE):
             raise
         reason = str(error).partition("\n")[0][:200]
         advice = "remat.policy=full, a larger train.accumulate or a smaller train.batch_tokens take less"
