@@ -12,6 +12,7 @@ from maxlm.parallel.sharding import GATHERED
 from maxlm.parallel.traffic import Transfer, totals, transfers
 from maxlm.plan.communication import STACKED, Layout, expected
 from maxlm.plan.flops import Workload, matmul_flops
+from maxlm.plan.hbm import memory_traffic
 
 # Products with the output matrix per token: logits, and the gradients of both factors.
 HEAD_PRODUCTS = 3
@@ -50,7 +51,7 @@ def estimated_work(plan: Layout) -> Work:
 
 
 def compiled_work(text: str, mesh: Mesh, plan: Layout) -> Work:
-    """FLOPs and bytes by axis of the program with this optimised HLO text; its memory traffic remains an estimate.
+    """What the program with this optimised HLO text does; of its memory traffic the update's part is estimated.
 
     What moves over `data` or `fsdp` is taken for parameters and gradients, and over `expert` what is no exchange; a
     ragged exchange sends the rows of an even load.
@@ -58,8 +59,10 @@ def compiled_work(text: str, mesh: Mesh, plan: Layout) -> Work:
     Raises ValueError where a trip count or a kernel's work does not follow from the program.
     """
     moved = [_expected_rows(transfer, plan) for transfer in transfers(text, mesh)]
-    return replace(
-        estimated_work(plan),
+    update = _update_bytes(plan)
+    return Work(
+        memory_bytes=memory_traffic(text) - update,
+        update_bytes=update,
         flops=matmul_flops(text, Workload.of(plan.config, plan.shape["expert"])),
         weights=totals(transfer for transfer in moved if _is_weights(transfer)),
         activations=totals(transfer for transfer in moved if not _is_weights(transfer)),
@@ -150,13 +153,19 @@ def _attention_flops(plan: Layout) -> float:
 
 
 def _weight_bytes(plan: Layout) -> float:
-    """Every gathered matrix is read once for each product, or its gradient written, in every microbatch and tick."""
-    found = 0.0
+    """Every gathered matrix is read once for each product, or its gradient written, in every microbatch and tick.
+
+    For each chunk of the loss the output matrix is read for two products, and its float32 gradient read and written.
+    """
+    config, found = plan.config, 0.0
+    chunks = math.ceil(config.data.seq_len / plan.shape["context"] / config.loss.chunk)
     for path, leaf, names in _matrices(plan):
-        stacked, schedule = bool(STACKED & set(names)), plan.config.pipeline
-        times = plan.config.train.accumulate * (plan.ticks / schedule.repeats if stacked else 1)
-        products = 3 + _recomputed(plan, path, names) if "vocab" not in names else HEAD_PRODUCTS
-        found += _local(plan, leaf, names) * plan.width * products * times
+        if "vocab" in names:
+            found += _local(plan, leaf, names) * (2 * plan.width + 2 * 4) * chunks * config.train.accumulate
+        else:
+            times = config.train.accumulate
+            times *= plan.ticks / config.pipeline.repeats if STACKED & set(names) else 1
+            found += _local(plan, leaf, names) * plan.width * (3 + _recomputed(plan, path, names)) * times
     return found
 
 
