@@ -2,10 +2,12 @@
 
 import functools
 
+import gpus
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import SingleDeviceSharding
 
 from maxlm.model import flash
 from maxlm.model.attention import reference
@@ -141,3 +143,23 @@ def test_a_remat_policy_may_keep_what_the_backward_pass_needs() -> None:
 def test_a_head_too_wide_for_the_tiles_is_refused() -> None:
     with pytest.raises(ValueError, match="a head of 64 numbers of float32 exceeds"):
         flash_with_gradients(draw(2, 2, width=64))
+
+
+@pytest.mark.skipif(not gpus.has_plugin(), reason="no CUDA plugin (extra plan-gpu)")
+@pytest.mark.parametrize("width", [64, 128, 256])
+@pytest.mark.parametrize("chip", ["a100-80gb", "h100"])
+def test_tiles_fit_the_shared_memory_of(chip: str, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    (device,) = gpus.devices(chip)
+    arrays = [
+        jax.ShapeDtypeStruct((1, 1024, heads, width), jnp.bfloat16, sharding=SingleDeviceSharding(device))
+        for heads in (4, 2, 2, 4)
+    ]
+
+    def run(q, k, v, d_out):
+        out, pull_back = jax.vjp(lambda *x: flash_attention(*x, jnp.ones((1, 1024), jnp.int32)), q, k, v)
+        return out, *pull_back(d_out)
+
+    with jax.default_matmul_precision("default"):
+        program = jax.jit(run).trace(*arrays).lower(lowering_platforms=("cuda",)).compile()
+    assert program.as_text().count('custom_call_target="__gpu$xla.gpu.triton"') == 3
