@@ -95,6 +95,35 @@ def report(
     print(write_report(runs, out or runs[0] / "report.html"))
 
 
+@app.command()
+def plan(
+    config: Annotated[
+        Path, typer.Argument(metavar="CONFIG", help="YAML file of a run, or of a model alone.", show_default=False)
+    ],
+    overrides: Overrides = None,
+    hardware: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="v5p-128, v6e-64, h100x8, ...; default: the file's hardware.name."),
+    ] = None,
+    compile: Annotated[
+        bool, typer.Option("--compile", help="Compile the train step for that hardware; it need not be there.")
+    ] = False,
+    search: Annotated[
+        bool, typer.Option("--search", help="Look for the fastest mesh, remat and microbatches; compile the best few.")
+    ] = False,
+    within: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=V,V", help="Restrict the search, as in mesh.tensor=1,2 or remat.policy=full."),
+    ] = None,
+    compiles: Annotated[int, typer.Option(min=1, help="Candidates of a search that are compiled at a time.")] = 6,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
+) -> None:
+    """What a run takes: parameters, memory, time and cost, on hardware that need not be there."""
+    from maxlm.plan.command import plan_command
+
+    plan_command(config, overrides or [], hardware, compile, within or [], compiles if search else None, as_json)
+
+
 @config_app.command("schema")
 def schema() -> None:
     """Print the JSON schema of a run's configuration, for editors."""

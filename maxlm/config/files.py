@@ -19,6 +19,11 @@ S = TypeVar("S", bound=Section)
 
 def load(path: str | Path, overrides: Sequence[str] = (), schema: type[S] = Config) -> S:
     """Read, merge and validate a configuration file; raises `ConfigError` with one line per problem."""
+    return validate(read(path, overrides), schema, str(path))
+
+
+def read(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The merged values of a configuration file and `key=value` overrides, not validated."""
     merged = _read(Path(path), ())
     try:
         for text in overrides:
@@ -29,10 +34,9 @@ def load(path: str | Path, overrides: Sequence[str] = (), schema: type[S] = Conf
                     "for example data.mixture='[{tokens: 1e9, weights: {web: 1}}]'"
                 )
             merged = OmegaConf.merge(merged, OmegaConf.from_dotlist([text]))
-        values = OmegaConf.to_container(merged, resolve=True)
+        return OmegaConf.to_container(merged, resolve=True)
     except (OmegaConfBaseException, YAMLError, ValueError) as error:
         raise ConfigError(f"{path}: {_first_line(error)}") from None
-    return validate(values, schema, str(path))
 
 
 def validate(values: Any, schema: type[S], where: str) -> S:

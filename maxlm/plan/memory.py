@@ -1,0 +1,178 @@
+"""Memory of one device at the fullest moment of a step, by parts, before anything is compiled.
+
+    estimate(layout_for(config, system))      # bytes by part; their sum is what the compiler's peak should be
+
+Parameters and moments are there throughout. Three moments compete for the peak:
+
+    loss        saved activations, logits, the output matrix and its gradient
+    backward    saved activations, the gradients of all layers, and one layer at work with its gathered weights
+    update      gradients
+
+How XLA packs a layer's arrays follows no formula: the constants are fitted to compiled programs, which
+benchmarks/2026-11-24-plan-memory.md compares with the estimates.
+"""
+
+import math
+
+from maxlm.config import Config
+from maxlm.parallel.sharding import GATHERED, replicated
+from maxlm.plan.communication import STACKED, Layout
+from maxlm.train import optimizer
+
+FLOAT32 = 4
+# Arrays that exist at one time while a layer is differentiated, by what they are as wide as.
+ATTENTION_WORK = {"residual": 5, "heads": 7}
+MLP_WORK = {"residual": 6, "hidden": 6}
+# Copies of a part's weights in the compute type: gathered, and their gradient before it is scattered.
+WEIGHT_COPIES = 2
+
+
+def estimate(plan: Layout) -> dict[str, float]:
+    """Bytes by part at the fullest of the moments."""
+    moments = (_loss(plan), _backward(plan), _update(plan))
+    return _state(plan) | max(moments, key=lambda parts: sum(parts.values()))
+
+
+def _state(plan: Layout) -> dict[str, float]:
+    config, whole = plan.config, plan.config.parallel.zero == 1
+    parameters = sum(_stored(plan, leaf, names, whole) * leaf.dtype.itemsize for _, leaf, names in plan.leaves)
+    moments = sum(_stored(plan, leaf, names) * FLOAT32 * _moments(config, names) for _, leaf, names in plan.leaves)
+    return {"parameters": parameters, "moments": 0.0 if config.optimizer.offload else moments}
+
+
+def _loss(plan: Layout) -> dict[str, float]:
+    """Logits and what is made of them, and the output matrix with its gradient."""
+    config, model = plan.config, plan.config.model
+    vocabulary, width = model.vocab_size / plan.shape["tensor"], plan.width
+    if config.loss.split == "vocabulary":
+        block = min(config.loss.block, vocabulary)
+        logits = plan.rows * block * (FLOAT32 + width)
+        matrix = model.embed_dim * block * (width + FLOAT32)
+        hidden = plan.rows * model.embed_dim * (FLOAT32 + 2 * width)
+    else:
+        sequences = plan.rows / (config.data.seq_len / plan.shape["context"])
+        logits = sequences * min(config.loss.chunk, config.data.seq_len) * vocabulary * (FLOAT32 + width)
+        matrix = model.embed_dim * vocabulary * (width + FLOAT32)
+        hidden = 3 * plan.rows * model.embed_dim * width
+    return {
+        "saved activations": _saved(plan),
+        "gradients": _accumulated(plan),
+        "logits": logits + hidden,
+        "gathered weights": matrix,
+    }
+
+
+def _backward(plan: Layout) -> dict[str, float]:
+    """The layer's attention or its MLP, whichever takes more, with its gathered weights."""
+    attention, mlp = _attention(plan), _mlp(plan)
+    work, weights = max(attention, mlp, key=sum)
+    return {
+        "saved activations": _saved(plan),
+        "gradients": _gradients(plan) + _accumulated(plan),
+        "a layer at work": work,
+        "gathered weights": weights,
+    }
+
+
+def _update(plan: Layout) -> dict[str, float]:
+    """Gradients, and as much again of what the optimizer makes of them."""
+    return {"gradients": 2 * _gradients(plan)}
+
+
+def _saved(plan: Layout) -> float:
+    """What the forward pass of all layers leaves to the backward pass."""
+    config, model = plan.config, plan.config.model
+    rows, stages = plan.rows_of_stage, plan.stages
+    width = plan.width
+    layer_input = model.embed_dim * width / _sequence_split(plan)
+    kept = _kept(plan) * width
+    layers, ticks = plan.layers_of_stage, plan.ticks
+    first = plan.rows * model.first_layers * (layer_input + kept)
+    if plan.stages_recompute:  # a stage's input at every tick, and the layers of the stage at work
+        return first + rows * (ticks * layer_input + layers * (layer_input + kept))
+    embedded = plan.rows * layer_input if stages == 1 else 2 * config.pipeline.microbatches * rows * layer_input
+    return first + embedded + rows * ticks * layers * (layer_input + kept)
+
+
+def _kept(plan: Layout) -> float:
+    """Numbers per token that the remat policy keeps of a layer besides its input."""
+    model, policy, tensor = plan.config.model, plan.config.remat.policy, plan.shape["tensor"]
+    heads, keys = model.num_heads * model.head_dim / tensor, max(1, model.num_kv_heads / tensor) * model.head_dim
+    hidden = _hidden(plan)
+    split = _sequence_split(plan)
+    # The log-sum-exp of each head is kept with attention's result, in float32 and 128 times, as the kernel lays it out.
+    sizes = {
+        "query": heads,
+        "key": keys,
+        "value": keys,
+        "attention": heads + 2 * model.num_heads / tensor,
+        "attention_out": model.embed_dim / split,
+        "mlp_gate": hidden * model.mlp_gated,
+        "mlp_up": hidden,
+    }
+    if policy in ("full", "offload"):
+        return 0.0
+    if isinstance(policy, tuple):
+        return sum(sizes[name] for name in policy)
+    products = sum(sizes.values()) + model.embed_dim / split
+    return (
+        products if policy == "dots" else products + hidden * (1 + model.mlp_gated) + 2 * model.embed_dim + heads + keys
+    )
+
+
+def _attention(plan: Layout) -> tuple[float, float]:
+    """(activations, weights) while attention is differentiated."""
+    model, rows, tensor = plan.config.model, plan.rows_of_stage, plan.shape["tensor"]
+    heads = (model.num_heads + 2 * max(model.num_kv_heads, tensor)) * model.head_dim / tensor
+    numbers = ATTENTION_WORK["residual"] * model.embed_dim + ATTENTION_WORK["heads"] * heads
+    return rows * numbers * plan.width, WEIGHT_COPIES * _gathered(plan, "attention") * plan.width
+
+
+def _mlp(plan: Layout) -> tuple[float, float]:
+    """(activations, weights) while the MLP or the experts are differentiated."""
+    model, rows = plan.config.model, plan.rows_of_stage
+    numbers = MLP_WORK["residual"] * model.embed_dim
+    numbers += MLP_WORK["hidden"] * _hidden(plan) / plan.config.remat.mlp_chunks
+    return rows * numbers * plan.width, WEIGHT_COPIES * _gathered(plan, "mlp") * plan.width
+
+
+def _hidden(plan: Layout) -> float:
+    """Width of the hidden layer per token: of all experts that it passes."""
+    model, moe = plan.config.model, plan.config.model.moe
+    hidden = model.mlp_dim if moe is None else moe.mlp_dim * (moe.experts_per_token + moe.shared_experts)
+    return hidden / plan.shape["tensor"]
+
+
+def _gathered(plan: Layout, part: str) -> float:
+    """Numbers of one layer's weights of a part, as they are used."""
+    layers, found = plan.config.model.num_layers, 0.0
+    for path, leaf, names in plan.leaves:
+        if STACKED & set(names) and part in path:
+            kept = (axes for name, axes in plan.split(names, leaf.shape).items() if name not in GATHERED | STACKED)
+            found += math.prod(leaf.shape) / plan.size(axis for axes in kept for axis in axes)
+    return found / (layers - plan.config.model.first_layers)
+
+
+def _gradients(plan: Layout) -> float:
+    """In float32, sharded as the moments are."""
+    return sum(_stored(plan, leaf, names) * FLOAT32 for _, leaf, names in plan.leaves)
+
+
+def _accumulated(plan: Layout) -> float:
+    """The sum over the microbatches before this one."""
+    return _gradients(plan) if plan.config.train.accumulate > 1 else 0.0
+
+
+def _stored(plan: Layout, leaf, names: tuple, whole: bool = False) -> float:
+    """Numbers of a parameter on one device; `whole` where the axes that are gathered do not split it."""
+    split = plan.split(replicated(names) if whole else names, leaf.shape)
+    return math.prod(leaf.shape) / plan.size(axis for axes in split.values() for axis in axes)
+
+
+def _moments(config: Config, names: tuple) -> int:
+    stack = sum(name in optimizer.STACKED for name in names)
+    return 1 if config.optimizer.name == "muon" and names[stack:] in optimizer.REDUCED else 2
+
+
+def _sequence_split(plan: Layout) -> int:
+    return plan.shape["tensor"] if plan.config.parallel.sequence else 1
