@@ -1,9 +1,9 @@
 """Bytes that one chip sends per step, by mesh axis: from the configuration and the axes' sizes, nothing compiled.
 
 `expected` is what a step is planned with, `limits` the most that theory allows. They are one set of formulas and
-differ in three places: an exchange of experts' rows sends the rows that there are, or full buffers; gradients of layers
-are summed over `data` in the compute type, as XLA does, or in float32; sums over `tensor` that nothing needs are left
-out, or counted.
+differ in three places: an exchange of experts' rows sends the rows that there are, or full buffers; gradients of
+layers, and of gathered keys and values, are summed in the compute type, as XLA does, or in float32; sums over `tensor`
+that nothing needs are left out, or counted.
 
 Bytes are those of ring algorithms, as `maxlm/parallel/traffic.py` counts them in a compiled program: of n devices each
 sends (n - 1) / n of the whole for a gather or a scatter, and twice that for a sum. What runs over several axes together
@@ -145,7 +145,7 @@ def limits(plan: Layout) -> dict[str, float]:
 
 
 def _traffic(plan: Layout, worst: bool) -> Traffic:
-    activations = _residuals(plan, worst) + _keys_and_values(plan) + _exchanges(plan, worst)
+    activations = _residuals(plan, worst) + _keys_and_values(plan, worst) + _exchanges(plan, worst)
     return Traffic(_parameters(plan, worst), activations)
 
 
@@ -200,10 +200,11 @@ def _residuals(plan: Layout, worst: bool) -> Counter:
     return +found
 
 
-def _keys_and_values(plan: Layout) -> Counter:
+def _keys_and_values(plan: Layout, worst: bool) -> Counter:
     """context, for every layer with S tokens of a chip's own: keys and values of S go to each of the c - 1 others, in
-    the forward pass and in its recomputation. all_gather: their gradients come back from as many, in float32. ring:
-    the backward pass sends keys and values round once more, and gradients in float32 all the way home, c steps.
+    the forward pass and in its recomputation. all_gather: their gradients come back from as many, by the limit in
+    float32. ring: the backward pass sends keys and values round once more, and gradients in float32 all the way home,
+    c steps.
     """
     config, context = plan.config, plan.shape["context"]
     if context == 1:
@@ -213,7 +214,7 @@ def _keys_and_values(plan: Layout) -> Counter:
     if config.parallel.context == "ring":
         moved = (context - 1) * (plan.forward_passes + 1) * plan.width + context * 4
     else:
-        moved = (context - 1) * (plan.forward_passes * plan.width + 4)
+        moved = (context - 1) * (plan.forward_passes * plan.width + (4 if worst else plan.width))
     return Counter(context=both * moved * plan.layers_of_stage * plan.ticks * config.train.accumulate)
 
 

@@ -8,14 +8,16 @@ import jax
 from jax.sharding import Mesh
 
 from maxlm.model.layers import TABLE, is_matrix
+from maxlm.parallel import hlo
 from maxlm.parallel.sharding import GATHERED
 from maxlm.parallel.traffic import Transfer, totals, transfers
 from maxlm.plan.communication import STACKED, Layout, expected
 from maxlm.plan.flops import Workload, matmul_flops
 from maxlm.plan.hbm import memory_traffic
 
-# Products with the output matrix per token: logits, and the gradients of both factors.
-HEAD_PRODUCTS = 3
+# Products with the output matrix per token, by loss.split: logits, and the gradients of both factors; by vocabulary the
+# logits once more.
+HEAD_PRODUCTS = {"sequence": 3, "vocabulary": 4}
 # The name in a remat policy that saves the product with a parameter.
 SAVED_BY = {
     "query": "query",
@@ -53,8 +55,8 @@ def estimated_work(plan: Layout) -> Work:
 def compiled_work(text: str, mesh: Mesh, plan: Layout) -> Work:
     """What the program with this optimised HLO text does; of its memory traffic the update's part is estimated.
 
-    What moves over `data` or `fsdp` is taken for parameters and gradients, and over `expert` what is no exchange; a
-    ragged exchange sends the rows of an even load.
+    What moves over `data` or `fsdp` is taken for parameters and gradients; over `expert` what is no exchange, and over
+    `context` what is not of the keys' size. A ragged exchange sends the rows of an even load.
 
     Raises ValueError where a trip count or a kernel's work does not follow from the program.
     """
@@ -64,14 +66,25 @@ def compiled_work(text: str, mesh: Mesh, plan: Layout) -> Work:
         memory_bytes=memory_traffic(text) - update,
         update_bytes=update,
         flops=matmul_flops(text, Workload.of(plan.config, plan.shape["expert"])),
-        weights=totals(transfer for transfer in moved if _is_weights(transfer)),
-        activations=totals(transfer for transfer in moved if not _is_weights(transfer)),
+        weights=totals(transfer for transfer in moved if _is_weights(transfer, plan)),
+        activations=totals(transfer for transfer in moved if not _is_weights(transfer, plan)),
     )
 
 
-def _is_weights(transfer: Transfer) -> bool:
-    exchanged = "all-to-all" in transfer.opcode
-    return bool({"data", "fsdp"} & set(transfer.axes)) or (transfer.axes == ("expert",) and not exchanged)
+def _is_weights(transfer: Transfer, plan: Layout) -> bool:
+    if transfer.axes == ("expert",):
+        return "all-to-all" not in transfer.opcode
+    if transfer.axes == ("context",):
+        return transfer.opcode != "collective-permute" and not _is_keys(transfer, plan)
+    return bool({"data", "fsdp"} & set(transfer.axes))
+
+
+def _is_keys(transfer: Transfer, plan: Layout) -> bool:
+    """Whether it is as large as the keys, or values, of whole sequences."""
+    model = plan.config.model
+    heads = max(1, model.num_kv_heads // plan.shape["tensor"])
+    numbers = plan.rows_of_stage * plan.shape["context"] * heads * model.head_dim
+    return numbers in {math.prod(hlo.dimensions(shape)) for shape in transfer.shape.split(" + ")}
 
 
 def _expected_rows(transfer: Transfer, plan: Layout) -> Transfer:
@@ -87,7 +100,7 @@ def _product_flops(plan: Layout) -> Iterator[float]:
     """Of each matrix that multiplies tokens: forward, again where recomputed, and twice backward."""
     for path, leaf, names in _matrices(plan):
         if "vocab" in names:
-            yield 2 * _local(plan, leaf, names) * _runs(plan, names) * HEAD_PRODUCTS
+            yield 2 * _local(plan, leaf, names) * _runs(plan, names) * HEAD_PRODUCTS[plan.config.loss.split]
         else:
             products = 3 + _recomputed(plan, path, names)
             yield 2 * _local(plan, leaf, names) * _share(plan, names) * _runs(plan, names) * products
@@ -155,13 +168,17 @@ def _attention_flops(plan: Layout) -> float:
 def _weight_bytes(plan: Layout) -> float:
     """Every gathered matrix is read once for each product, or its gradient written, in every microbatch and tick.
 
-    For each chunk of the loss the output matrix is read for two products, and its float32 gradient read and written.
+    For each chunk of the sequence in the loss the output matrix is read for two products, and its float32 gradient read
+    and written; by vocabulary each block is read three times, and its gradient written once.
     """
-    config, found = plan.config, 0.0
-    chunks = math.ceil(config.data.seq_len / plan.shape["context"] / config.loss.chunk)
+    config, head = plan.config, 3 * plan.width + 4
+    if config.loss.split == "sequence":
+        chunks = math.ceil(config.data.seq_len / plan.shape["context"] / config.loss.chunk)
+        head = (2 * plan.width + 2 * 4) * chunks
+    found = 0.0
     for path, leaf, names in _matrices(plan):
         if "vocab" in names:
-            found += _local(plan, leaf, names) * (2 * plan.width + 2 * 4) * chunks * config.train.accumulate
+            found += _local(plan, leaf, names) * head * config.train.accumulate
         else:
             times = config.train.accumulate
             times *= plan.ticks / config.pipeline.repeats if STACKED & set(names) else 1
