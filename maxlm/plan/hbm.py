@@ -78,8 +78,11 @@ def _of_fusion(body: Computation, operands: list[str], result: str) -> float:
         shape = operands[int(parameter.arguments)]
         if not _scratch(shape):
             read += _read(parameter, shape, users)
+    results = hlo.elements(result)
     roots = [body.root] if body.root.opcode != "tuple" else [body.instructions[name] for name in body.root.operands]
-    pairs = zip(roots, hlo.elements(result), strict=True)
+    if len(roots) != len(results):  # one operation with several results, such as a collective that starts
+        return read + _in_memory(results)
+    pairs = zip(roots, results, strict=True)
     return read + sum(_written(_behind(root, body), shape, body) for root, shape in pairs)
 
 

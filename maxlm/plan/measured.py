@@ -36,18 +36,19 @@ class Measured:
     peak_gib: float
     sum_gib: float
     seconds: float  # to trace, lower and compile
-    work: Work
+    work: Work | None  # None where the program cannot be read, for which `unread` is the reason
+    unread: str
     largest: list[str]  # buffers, in words
 
     @property
     def bytes_by_axis(self) -> dict[str, float]:
         """Sent in a step, the most first."""
-        both = self.work.weights | self.work.activations
+        both = self.work.weights | self.work.activations if self.work else {}
         return dict(sorted(both.items(), key=lambda item: -item[1]))
 
     def to_json(self) -> dict[str, Any]:
         figures = {name: value for name, value in vars(self).items() if name not in ("work", "largest")}
-        return figures | {"flops_per_chip": self.work.flops, "bytes_by_axis": self.bytes_by_axis}
+        return figures | {"flops_per_chip": self.work and self.work.flops, "bytes_by_axis": self.bytes_by_axis}
 
 
 @dataclass(frozen=True)
@@ -79,13 +80,12 @@ def measure(config: Config, system: System) -> Measured | TooLarge:
 
 def _read(step: CompiledStep, plan: Layout, seconds: float) -> Measured:
     memory = {f"{name}_gib": size / GIB for name, size in step.memory().items()}
-    text = step.executable.as_text()
-    return Measured(
-        **memory,
-        seconds=seconds,
-        work=compiled_work(text, step.mesh, plan),
-        largest=largest_buffers(text),
-    )
+    text, work, unread = step.executable.as_text(), None, ""
+    try:
+        work = compiled_work(text, step.mesh, plan)
+    except ValueError as error:  # a new version of the compiler may write what is not known yet
+        unread = str(error)
+    return Measured(**memory, seconds=seconds, work=work, unread=unread, largest=largest_buffers(text))
 
 
 def largest_buffers(text: str, number: int = 3) -> list[str]:

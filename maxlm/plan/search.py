@@ -116,6 +116,7 @@ def scored(candidate: Candidate, measured: Measured | TooLarge, system: System) 
     """The candidate with its program's work in the place of the estimated one; no score where it does not fit."""
     score = None
     if isinstance(measured, Measured) and measured.peak_gib * GIB <= system.chip.hbm_bytes:
+        # Without work that can be read the estimate remains.
         score = predict(candidate.config, system, measured.work)
     return Candidate(candidate.config, candidate.memory_gib, candidate.predicted, measured, score)
 

@@ -126,9 +126,12 @@ def compiled_table(plan: Plan, measured: Measured) -> Table:
     off = f"the estimate is {estimated / measured.peak_gib - 1:+.1%}"
     table.add_row("peak", f"{measured.peak_gib:.2f} GiB", f"of {plan.available_gib:.1f} GiB; {off}")
     table.add_section()
+    if measured.work is None:
+        table.add_row("FLOPs, traffic", "?", measured.unread)
+        return table
     model_flops = counts.flops_per_token(plan.config.model, plan.config.data.seq_len) * plan.config.train.batch_tokens
-    share = measured.flops_per_chip * math.prod(plan.mesh.values()) / model_flops
-    table.add_row("FLOPs", f"{measured.flops_per_chip:.4g}", f"{share:.2f} times the model's: recomputation")
+    share = measured.work.flops * math.prod(plan.mesh.values()) / model_flops
+    table.add_row("FLOPs", f"{measured.work.flops:.4g}", f"{share:.2f} times the model's, by what is recomputed")
     for axis, size in measured.bytes_by_axis.items():
         table.add_row(f"sent over {axis}", f"{size / GIB:.2f} GiB", "")
     return table

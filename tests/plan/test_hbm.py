@@ -71,3 +71,23 @@ def test_what_is_kept_in_scratch_memory_is_free() -> None:
 def test_an_unknown_trip_count_is_refused() -> None:
     with pytest.raises(ValueError, match="trip count"):
         memory_traffic(PROGRAM.replace("constant(3)", "parameter(7)").replace("direction=LT", "direction=EQ"))
+
+
+# A collective that starts in a fusion: one operation with two results, of which the second is new.
+STARTED = """HloModule step, num_partitions=2
+
+%start (x: f32[64,64]) -> (f32[64,64], f32[128,64]) {
+  %x = f32[64,64]{1,0} parameter(0)
+  ROOT %gather = (f32[64,64]{1,0}, f32[128,64]{1,0}) custom-call(%x), custom_call_target="start"
+}
+
+ENTRY %main (a: f32[64,64]) -> f32[128,64] {
+  %a = f32[64,64]{1,0} parameter(0)
+  %both = (f32[64,64]{1,0}, f32[128,64]{1,0}) fusion(%a), kind=kCustom, calls=%start
+  ROOT %whole = f32[128,64]{1,0} get-tuple-element(%both), index=1
+}
+"""
+
+
+def test_one_operation_with_several_results_writes_them_all() -> None:
+    assert memory_traffic(STARTED) == MATRIX + (1 + 2) * MATRIX
