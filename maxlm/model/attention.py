@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from maxlm.model import kernels
+from maxlm.model.flash import flash_attention
 from maxlm.model.mask import capped, visible
 from maxlm.model.ring import ring_attention
 from maxlm.model.splash import splash_attention
@@ -73,6 +74,7 @@ def attend(q_BSHE, k_BSKE, v_BSKE, segment_ids_BS, cache: KeyValues | None, how:
     queries, keys, tokens = (("batch", "sequence", *rest) for rest in (("heads", None), ("kv_heads", None), ()))
     own = {
         "blocked": functools.partial(ring_attention, axis="context" if shards > 1 else None),
+        "flash": flash_attention,
     }[name]
     own = functools.partial(own, window=how.window, softcap=how.softcap)
     return manual(own, (queries, keys, keys, tokens), queries)(q_BSHE, k_BSKE, v_BSKE, segment_ids_BS), cache

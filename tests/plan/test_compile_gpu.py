@@ -61,6 +61,12 @@ def test_parameters_travel_within_a_node_and_sums_of_gradients_between() -> None
 
 
 @needs_plugin
+def test_attention_is_the_packed_kernel() -> None:
+    """Documents are masked by default; the backward pass runs the forward kernel again and two of its own."""
+    assert two_nodes().executable.as_text().count('custom_call_target="__gpu$xla.gpu.triton"') >= 4
+
+
+@needs_plugin
 def test_memory_is_that_of_one_gpu() -> None:
     step = two_nodes()
     parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(step.plan.abstract.params))
