@@ -88,7 +88,10 @@ class Float64Decoder:
             for s in range(len(x)):
                 first = 0 if window is None else max(0, s - window + 1)
                 seen = [t for t in range(first, s + 1) if segments[t] == segments[s]]
-                weights = np.exp(key[seen] @ query[s] * scale)
+                scores = key[seen] @ query[s] * scale
+                if cap := self.config.attention_softcap:
+                    scores = cap * np.tanh(scores / cap)
+                weights = np.exp(scores)
                 total[s] += (weights / weights.sum()) @ value[seen] @ params["out"][head]
         return total
 

@@ -15,7 +15,7 @@ from jax.ad_checkpoint import checkpoint_name
 from maxlm.model import kernels
 from maxlm.model.flash import flash_attention
 from maxlm.model.mask import capped, visible
-from maxlm.model.ring import ring_attention
+from maxlm.model.ring import ring_attention, tiled_attention
 from maxlm.model.splash import splash_attention
 from maxlm.parallel.batch import sequence_order
 from maxlm.parallel.sharding import axis_size, manual, shard
@@ -71,12 +71,12 @@ def attend(q_BSHE, k_BSKE, v_BSKE, segment_ids_BS, cache: KeyValues | None, how:
         blocks = kernels.splash_blocks(how.device_kind)
         mixed_BSHE = splash_attention(q_BSHE, k_BSKE, v_BSKE, segment_ids_BS, how.window, how.softcap, blocks)
         return mixed_BSHE, cache
+    if name == "cudnn":
+        own = functools.partial(_cudnn, window=how.window)
+    else:
+        own = {"blocked": ring_attention if shards > 1 else tiled_attention, "flash": flash_attention}[name]
+        own = functools.partial(own, window=how.window, softcap=how.softcap)
     queries, keys, tokens = (("batch", "sequence", *rest) for rest in (("heads", None), ("kv_heads", None), ()))
-    own = {
-        "blocked": functools.partial(ring_attention, axis="context" if shards > 1 else None),
-        "flash": flash_attention,
-    }[name]
-    own = functools.partial(own, window=how.window, softcap=how.softcap)
     return manual(own, (queries, keys, keys, tokens), queries)(q_BSHE, k_BSKE, v_BSKE, segment_ids_BS), cache
 
 
@@ -109,6 +109,18 @@ def _attend_by_reference(q_BSHE, k_BSKE, v_BSKE, segment_ids_BS, cache: KeyValue
         segments_BT = shard(segment_ids_BS, "batch", None)
     allowed_BST = visible(index_S, index_T, segment_ids_BS, segments_BT, how.window)
     return checkpoint_name(reference(q_BSHE, k_BSKE, v_BSKE, allowed_BST, how.softcap), "attention"), cache
+
+
+def _cudnn(q_BSHE, k_BSKE, v_BSKE, segment_ids_BS, window: int | None) -> jax.Array:
+    """Rows of one document and, at its end, padding: that alone may see what it should not.
+
+    Its log-sum-exp has no name, so wherever a layer is recomputed the kernel runs again.
+    """
+    back = None if window is None else (window - 1, 0)
+    mixed_BSHE = jax.nn.dot_product_attention(
+        q_BSHE, k_BSKE, v_BSKE, is_causal=True, local_window_size=back, implementation="cudnn"
+    )
+    return checkpoint_name(mixed_BSHE, "attention")
 
 
 def _per_shard(k_BSKE: jax.Array) -> jax.Array:

@@ -15,7 +15,11 @@ from maxlm.model.positions import Rotations, rotations
 from maxlm.parallel.sharding import reshard, shard
 
 REMAT_POLICIES = {
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    # Attention is named: its products have batch dimensions, or stand in a kernel that would run again.
+    "dots": jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        jax.checkpoint_policies.save_only_these_names("attention"),
+    ),
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 

@@ -1,7 +1,7 @@
 """Which implementation of attention runs: one table of what each honours, and a pure choice from it.
 
 `auto` takes the fastest implementation that honours the device, the masks and the shapes; an explicit name that cannot
-is an error before anything is compiled. Quadratic memory is never chosen for an accelerator that trains.
+is an error before anything is compiled. What needs memory quadratic in the sequence is never chosen for accelerators.
 """
 
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ class Capability:
     softcap: bool  # tanh soft cap of the scores
     cache: bool  # new tokens that see those of a cache (decoding)
     context: tuple[str, ...]  # what it can do about a sequence that is split: parallel.context
-    chunk: int = 1  # the sequence (under a context axis each of its 2 x shards chunks) is a multiple of this
+    chunk: int = 1  # the sequence (under a context axis each of its 2 x shards chunks) is a multiple of so many tokens
     max_head_dim: int | None = None
     head_dim_multiple: int = 1
     dtypes: tuple[str, ...] | None = None  # of queries, keys and values; None for all
@@ -36,8 +36,8 @@ CAPABILITIES = {
     "blocked": Capability(EVERYWHERE, True, True, True, False, ("ring",)),
     # Pallas for TPU (splash.py). Its tiles are made of 128 lanes.
     "splash": Capability(TPU, True, True, True, False, ("all_gather",), chunk=128),
-    # Pallas for GPU (flash.py).
-    "flash": Capability(GPU, True, True, True, False, (), chunk=128, max_head_dim=256, head_dim_multiple=16),
+    # Pallas for GPU (flash.py); it pads what does not fill its tiles.
+    "flash": Capability(GPU, True, True, True, False, (), max_head_dim=256),
     # XLA's call of cuDNN, which knows no documents; padding at a row's end is hidden by causality alone.
     "cudnn": Capability(
         GPU, False, True, False, False, (), max_head_dim=128, head_dim_multiple=8, dtypes=("bfloat16", "float16")
@@ -46,9 +46,9 @@ CAPABILITIES = {
 
 # What auto tries, the fastest first.
 FASTEST = ("splash", "cudnn", "flash", "reference", "blocked")
-# Scores that auto gives the reference, in bytes of one sequence on one device. On a CPU it is faster than tiles as long
-# as they fit; accelerators have tiles that are faster, so there auto leaves it only the queries that see a cache.
-REFERENCE_BYTES = 2**30
+# Float32 scores of one sequence that auto still gives the reference on a CPU, in bytes. Short sequences are as fast
+# there and compile sooner; at 8 heads of 1,024 tokens tiles, which stay in the caches, are more than twice as fast.
+REFERENCE_BYTES = 2**22
 
 
 @dataclass(frozen=True)
@@ -115,8 +115,9 @@ def refusal(name: str, asked: Asked) -> str | None:
 
 
 def _reference_is_best(asked: Asked) -> bool:
-    scores = 4 * asked.num_heads * asked.seq_len**2 / asked.shards
-    return asked.cache or (asked.platform in CPU and scores <= REFERENCE_BYTES)
+    """Where auto may take it: for queries that see a cache, and on a CPU for short sequences or where tiles cannot."""
+    short = 4 * asked.num_heads * asked.seq_len**2 / asked.shards <= REFERENCE_BYTES
+    return asked.cache or (asked.platform in CPU and (short or refusal("blocked", asked) is not None))
 
 
 def _advice(asked: Asked) -> str:
@@ -152,10 +153,16 @@ class Blocks:
     dkv: tuple[int, int]
 
 
+# A tile of q queries does 4 q E operations for the 4 E bytes of a key and its value in bfloat16, so q of them per byte
+# of memory (dq: 1.5 q; dkv likewise 2 per key of the tile): more than a chip's FLOP per byte of memory, and the kernel
+# waits for arithmetic. 512 are (v4 224, v5e 240, v5p 166, 7x 313) but on v6e, with 560. Larger tiles cost time to
+# compile (2048 x 2048 ten times as much) and, but on v5e and v6e, do not fit the default share of VMEM.
 DEFAULT_BLOCKS = Blocks((512, 512), (512, 512), (512, 512))
+V6E_BLOCKS = Blocks((1024, 512), (1024, 512), (512, 512))
 # By jax.Device.device_kind. What is not listed takes the default.
-SPLASH_BLOCKS: dict[str, Blocks] = {}
+SPLASH_BLOCKS = {"TPU v6 lite": V6E_BLOCKS, "TPU v6e": V6E_BLOCKS}
 
 
 def splash_blocks(device_kind: str) -> Blocks:
+    """The tiles of splash on this kind of device."""
     return SPLASH_BLOCKS.get(device_kind, DEFAULT_BLOCKS)

@@ -89,6 +89,18 @@ def _backward(window: int | None, softcap: float | None, axis: str | None, resid
 ring_attention.defvjp(_forward, _backward)
 
 
+def tiled_attention(q_BSHE, k_BSKE, v_BSKE, segment_ids_BS, window: int | None, softcap: float | None) -> jax.Array:
+    """`ring_attention` on one device, over sequences of any length S: it pads what does not make two even chunks."""
+    length = q_BSHE.shape[1]
+    padding = length % 2 if length <= 2 * BLOCK else -length % (BLOCK // 4)
+
+    def padded(x_BS):
+        return jnp.pad(x_BS, [(0, 0), (0, padding)] + [(0, 0)] * (x_BS.ndim - 2))  # segment 0, later than all
+
+    arrays = (q_BSHE, k_BSKE, v_BSKE, segment_ids_BS)
+    return ring_attention(*map(padded, arrays) if padding else arrays, window, softcap, None)[:, :length]
+
+
 def _scores(q_BKRE, k_BKTE, softcap: float | None) -> jax.Array:
     return capped(jnp.einsum("BKRE,BKTE->BKRT", q_BKRE, k_BKTE, preferred_element_type=jnp.float32), softcap)
 

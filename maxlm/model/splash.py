@@ -7,7 +7,6 @@ keys, 3 GiB more for 8B parameters at 2 x 8192 tokens a chip.
 """
 
 import functools
-import math
 
 import jax
 import numpy as np
@@ -68,10 +67,7 @@ def _natural(x_BS: jax.Array, shards: int) -> jax.Array:
 
 @functools.lru_cache
 def _kernel(length: int, shards: int, window: int | None, softcap: float | None, blocks: Blocks, interpret: bool):
-    """The kernel over queries in `sequence_order` and keys in their own order, with numpy arrays for what it prefetches.
-
-    Made once for all layers: going through the tiles of a long sequence takes time.
-    """
+    """The kernel over queries in `sequence_order` and keys in their own order; what it prefetches are numpy arrays."""
     (forward_q, forward_kv), (dq_q, dq_kv), (dkv_q, dkv_kv) = (
         # Not across two chunks: a tile of both would be masked more than either.
         (_block(length // (2 * shards if shards > 1 else 1), q), _block(length, kv))
@@ -120,3 +116,14 @@ class Visible(masks.LocalMask):
         length = len(order_S)
         super().__init__((length, length), (None if window is None else window - 1, 0), 0)
         self.q_sequence = order_S
+
+    def __getitem__(self, index: tuple[slice, slice]) -> np.ndarray:
+        """A part of the mask, in short [1, 1] where it is the same all over: long sequences have many such parts."""
+        q_S, keys = self.q_sequence[index[0]], index[1]
+        nearest, farthest = q_S.min() - (keys.stop - 1), q_S.max() - keys.start
+        back = farthest if self.window_size[0] is None else self.window_size[0]
+        if nearest >= 0 and farthest <= back:
+            return np.ones((1, 1), bool)
+        if farthest < 0 or nearest > back:
+            return np.zeros((1, 1), bool)
+        return super().__getitem__(index)

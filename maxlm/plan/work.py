@@ -156,7 +156,8 @@ def _attention_flops(plan: Layout) -> float:
     """
     config, policy = plan.config, plan.config.remat.policy
     model = config.model
-    again = plan.stages_recompute + (policy != "none" and not (isinstance(policy, tuple) and "attention" in policy))
+    saved = policy in ("none", "dots") or (isinstance(policy, tuple) and "attention" in policy)
+    again = plan.stages_recompute + (not saved)
     backward = 4 if plan.platform == "cpu" else 7 if plan.platform == "tpu" or config.data.mask_documents else 5
     products = 2 * (1 + again) + backward
     keys = Workload.of(config, 1).keys if plan.platform != "cpu" else config.data.seq_len

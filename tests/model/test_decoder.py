@@ -23,7 +23,7 @@ from maxlm.parallel.sharding import tree_shardings
 VARIANTS = {
     "untied": {},
     "tied": {"tie_embeddings": True},
-    "windows": {"num_layers": 4, "window": (3, None), "qk_norm": True, "num_kv_heads": 1},
+    "windows": {"num_layers": 4, "window": (3, None), "qk_norm": True, "num_kv_heads": 1, "attention_softcap": 0.7},
     "experts": {"moe": {"num_experts": 8, "experts_per_token": 2, "mlp_dim": 8}},
     "shared": {
         "num_layers": 3,

@@ -52,9 +52,9 @@ def draw(heads: int, kv_heads: int, dtype=jnp.float32) -> tuple[jax.Array, ...]:
     )
 
 
-def on_ring(shards: int, window: int | None):
+def on_ring(shards: int, window: int | None, softcap: float | None = None):
     """ring_attention of whole arrays in `sequence_order`."""
-    attend = functools.partial(ring_attention, window=window)
+    attend = functools.partial(ring_attention, window=window, softcap=softcap)
     return jax.shard_map(
         attend, mesh=make_mesh(context=shards), in_specs=BY_SEQUENCE, out_specs=BY_SEQUENCE, check_vma=False
     )
@@ -65,34 +65,35 @@ def with_gradients(attend, q, k, v, d_out) -> tuple[jax.Array, ...]:
     return out, *pull_back(d_out)
 
 
-def reference_with_gradients(window: int | None, arrays) -> tuple[jax.Array, ...]:
+def reference_with_gradients(window: int | None, arrays, softcap: float | None = None) -> tuple[jax.Array, ...]:
     index = jnp.arange(LENGTH)
     allowed = visible(index, index, SEGMENTS, SEGMENTS, window)
-    return with_gradients(lambda q, k, v: reference(q, k, v, allowed), *arrays)
+    return with_gradients(lambda q, k, v: reference(q, k, v, allowed, softcap), *arrays)
 
 
-def ring_with_gradients(shards: int, window: int | None, arrays) -> list[np.ndarray]:
+def ring_with_gradients(shards: int, window: int | None, arrays, softcap: float | None = None) -> list[np.ndarray]:
     order = sequence_order(LENGTH, shards)
 
     @jax.jit
     def run(segments, q, k, v, d_out):
-        return with_gradients(lambda q, k, v: on_ring(shards, window)(q, k, v, segments), q, k, v, d_out)
+        return with_gradients(lambda q, k, v: on_ring(shards, window, softcap)(q, k, v, segments), q, k, v, d_out)
 
     results = run(SEGMENTS[:, order], *(array[:, order] for array in arrays))
     return [np.asarray(result, np.float32)[:, np.argsort(order)] for result in results]
 
 
-# Query heads, key/value heads, window in chunks.
-CASES = {"full": (4, 2, None), "short window": (4, 1, 0.75), "long window": (2, 2, 2.5)}
+# Query heads, key/value heads, window in chunks, soft cap.
+CASES = {"full": (4, 2, None, None), "short window": (4, 1, 0.75, 1.5), "long window": (2, 2, 2.5, None)}
 
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("shards", [1, 2, 4, 8])
 def test_equals_the_reference_in_values_and_gradients(shards: int, case: str) -> None:
-    heads, kv_heads, chunks = CASES[case]
+    heads, kv_heads, chunks, softcap = CASES[case]
     window = chunks and int(chunks * LENGTH / (2 * shards))
     arrays = draw(heads, kv_heads)
-    found, wanted = ring_with_gradients(shards, window, arrays), reference_with_gradients(window, arrays)
+    found = ring_with_gradients(shards, window, arrays, softcap)
+    wanted = reference_with_gradients(window, arrays, softcap)
     for name, one, other in zip(("out", "dq", "dk", "dv"), found, wanted, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-5, err_msg=name)
 

@@ -65,8 +65,8 @@ def test_what_does_not_fit_is_exit_code_5_with_a_way_out(plan) -> None:
     assert code == 5 and "does not fit" in out
     (line,) = err.splitlines()
     assert line.startswith("error: does not fit: needs ") and " of 15.8 GiB on v5e-8; largest buffers are " in line
-    assert line.endswith(("try remat.policy=full", "try train.accumulate=2"))
     remedy = line.rpartition("; try ")[2]
+    assert "remat.policy=full" in remedy
     assert plan(ROOT / "configs/models/ladder-1.3b.yaml", *words, *remedy.split())[0] == 0
 
 

@@ -2,8 +2,11 @@
 
 import functools
 import math
+import re
+from collections import Counter
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from expected_traffic import (
@@ -19,10 +22,13 @@ from expected_traffic import (
 )
 from tiny import run_config
 
-from maxlm.config import Config
+from maxlm.config import Config, MeshConfig
 from maxlm.errors import ConfigError
+from maxlm.model.attention import Attended, attend
+from maxlm.parallel.mesh import build_mesh
+from maxlm.parallel.sharding import named_sharding
 from maxlm.parallel.traffic import totals, transfers
-from maxlm.plan.compile import CompiledStep, compile_for
+from maxlm.plan.compile import CompiledStep, compile_for, topology_devices
 from maxlm.plan.work import compiled_work, estimated_work
 
 pytest.importorskip("libtpu")
@@ -124,6 +130,41 @@ def test_the_estimated_work_is_that_of_the_program(mesh: str) -> None:
     assert sum(found.weights.values()) == pytest.approx(sum(estimate.weights.values()), rel=0.12)
     for axis in {"tensor", "context", "expert"} & set(estimate.activations):
         assert found.activations[axis] == pytest.approx(estimate.activations[axis], rel=0.15)
+
+
+@pytest.mark.parametrize("name", ["fsdp4-tensor2", "pipeline2-fsdp2-tensor2", "context2-fsdp4"])
+def test_attention_runs_in_kernels_and_its_forward_once_more(name: str) -> None:
+    """With full remat; there is no array of scores or masks, of a chip's queries by the keys of a sequence."""
+    text = compiled(name).executable.as_text()
+    kernels = Counter(re.findall(r"%splash_mha_(fwd|dq|dkv)\S* = ", text))
+    assert kernels == {"fwd": 2, "dq": 1, "dkv": 1}
+    assert not re.search(r"(f32|pred)\[(\d+,)*(512|1024),(\d+,)?1024\]", text)
+
+
+def test_attention_in_a_ring_runs_in_tiles() -> None:
+    assert "splash_mha" not in compiled("context2-fsdp4-ring").executable.as_text()
+
+
+@pytest.mark.parametrize("window", [None, 1024])
+def test_attention_takes_memory_linear_in_the_sequence(window: int | None) -> None:
+    """Heads of Llama 3 8B, split over tensor: scores of a chip's 16 in float32 would be 1 GiB."""
+    mesh = build_mesh(MeshConfig(fsdp=2, tensor=2), topology_devices("v5p:2x2x1"))
+
+    def arguments(heads: int) -> jax.ShapeDtypeStruct:
+        place = named_sharding(("batch", "sequence", "heads", None), mesh)
+        return jax.ShapeDtypeStruct((2, 4096, heads, 128), jnp.bfloat16, sharding=place)
+
+    segments = jax.ShapeDtypeStruct((2, 4096), jnp.int32, sharding=named_sharding(("batch", "sequence"), mesh))
+    how = Attended(window, softcap=30.0, platform="tpu", device_kind="TPU v5")
+
+    def gradients(q, k, v, segments, d_out):
+        return jax.vjp(lambda q, k, v: attend(q, k, v, segments, None, how)[0], q, k, v)[1](d_out)
+
+    traced = [arguments(heads) for heads in (32, 8, 8)]
+    with jax.set_mesh(mesh), jax.default_matmul_precision("default"):
+        lowered = jax.jit(gradients).trace(*traced, segments, traced[0]).lower(lowering_platforms=("tpu",))
+    found = lowered.compile().memory_analysis()
+    assert found.temp_size_in_bytes < 2**30 / 8
 
 
 def test_axes_in_use_are_named_by_the_mesh() -> None:

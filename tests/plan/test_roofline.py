@@ -108,11 +108,10 @@ def test_bubbles_are_arithmetic_of_idle_stages() -> None:
 def test_what_remat_recomputes() -> None:
     policies = ("full", "dots", ("query", "key", "value", "attention", "attention_out", "mlp_gate", "mlp_up"), "none")
     full, dots, saved, none = (work_of({"fsdp": 8}, remat={"policy": policy}).flops for policy in policies)
-    assert full > dots > saved == none
+    assert full > dots == saved == none
     attention = 4 * 8 * 128 * (LENGTH + 1) / 2 * 6 * TOKENS / 8
-    assert dots - none == pytest.approx(attention)
     config = config_of({"fsdp": 8})
-    assert full - dots == pytest.approx(2 * 6 * (LAYER - 1024 * 3072) * TOKENS / 8)
+    assert full - dots == pytest.approx(2 * 6 * (LAYER - 1024 * 3072) * TOKENS / 8 + attention)
     products = 6 * matmul_parameter_count(config.model) * TOKENS / 8
     assert none == pytest.approx(products + (2 + 7) / 2 * attention)
 
