@@ -1,9 +1,11 @@
 """`maxlm plan` as a user types it."""
 
+import importlib.util
 import json
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 
 from maxlm import cli
@@ -12,9 +14,7 @@ ROOT = Path(__file__).parents[2]
 LADDER = ROOT / "configs/models/ladder-60m.yaml"
 TOY = ["model.num_layers=2", "model.vocab_size=4096", "data.seq_len=1024"]
 
-needs_libtpu = pytest.mark.skipif(
-    pytest.importorskip("importlib.util").find_spec("libtpu") is None, reason="libtpu is for Linux on x86 alone"
-)
+needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is for Linux on x86 alone")
 
 
 @pytest.fixture
@@ -23,8 +23,10 @@ def plan(monkeypatch, capsys):
 
     def run(*words: str | Path) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["maxlm", "plan", *map(str, words)])
+        # The suite's precision for CPU would make a TPU multiply six times; a search starts processes.
+        monkeypatch.setenv("JAX_DEFAULT_MATMUL_PRECISION", "default")
         capsys.readouterr()
-        with pytest.raises(SystemExit) as stopped:
+        with pytest.raises(SystemExit) as stopped, jax.default_matmul_precision("default"):
             cli.main()
         out = capsys.readouterr()
         return stopped.value.code or 0, out.out, out.err
@@ -77,7 +79,10 @@ def test_what_does_not_fit_is_exit_code_5_with_a_way_out(plan) -> None:
         (("configs/models/llama3-8b.yaml", "--hardware", "v9-8"), "'v9-8' is not known"),
         (("configs/models/llama3-8b.yaml", "--hardware", "v5p-128", "mesh={tensor: 3}"), "tensor 3 does not make 64"),
         (("configs/none.yaml", "--hardware", "v5p-128"), "no such configuration file"),
-        (("configs/models/llama3-8b.yaml", "--hardware", "h100x8", "--search", "--within", "mesh=2"), "--within 'mesh=2'"),
+        (
+            ("configs/models/llama3-8b.yaml", "--hardware", "h100x8", "--search", "--within", "mesh=2"),
+            "--within 'mesh=2': expected KEY=V,V",
+        ),
         (
             ("configs/models/llama3-8b.yaml", "--hardware", "h100x8", "--search", "--within", "remat.policy=ful"),
             "found 'ful'; expected none, dots, full",
@@ -100,7 +105,7 @@ def test_compiling_shows_the_compilers_figures_beside_the_estimate(plan) -> None
     assert code == 0 and found["fits"] is True
     parts = [compiled[f"{name}_gib"] for name in ("argument", "output", "temporary")]
     assert compiled["sum_gib"] == pytest.approx(sum(parts) - compiled["alias_gib"])
-    assert 0 < compiled["peak_gib"] <= compiled["sum_gib"] * 1.01
+    assert compiled["peak_gib"] > compiled["argument_gib"] > 0
     assert set(compiled["bytes_by_axis"]) == {"fsdp"} and compiled["seconds"] > 0
     # All is recomputed but what nobody reads again.
     model = found["flops_per_token"] * 4 * 1024 / 4
