@@ -40,11 +40,10 @@ from collections.abc import Iterator
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from pydantic import model_validator
 from rich.console import Console
 from rich.table import Table
 
-from maxlm.config import Config, load
+from maxlm.config import Config, read, validate
 from maxlm.errors import ConfigError, DoesNotFitError, MaxlmError
 from maxlm.report.progress import compact, track
 
@@ -93,25 +92,13 @@ def count(text: str) -> int:
     return int(text)
 
 
-class AnyConfig(Config):
-    """A configuration whose file may describe the model alone; what only a run needs is filled in."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _fill(cls, values: Any) -> Any:
-        data, train = values.get("data", {}), values.get("train", {})
-        if not (isinstance(data, dict) and isinstance(train, dict)):
-            return values  # whose faults are told as those of any configuration
-        data = {"seq_len": 2048, "sources": {"synthetic": {"path": "synthetic"}}} | data
-        data = {"mixture": [{"tokens": 10**9, "weights": dict.fromkeys(data["sources"], 1.0)}]} | data
-        if isinstance(data["seq_len"], int):
-            train = {"batch_tokens": 8 * data["seq_len"]} | train
-        return {"name": "bench"} | values | {"data": data, "train": train}
-
-
 def load_any(path: str, overrides: list[str]) -> Config:
-    """The configuration of a run, or of a model alone: then steps of 8 sequences of 2,048 tokens where not said."""
-    return load(path, overrides, AnyConfig)
+    """The configuration of a run, or of a model alone, completed as `maxlm plan` does for the devices that are here."""
+    import jax
+
+    from maxlm.plan.request import completed
+
+    return validate(completed(read(path, overrides), jax.device_count(), path), Config, path)
 
 
 # --- one configuration ---------------------------------------------------------------------------------------------
@@ -188,15 +175,18 @@ def measured(config: Config, steps: "TimedSteps", seconds: list[float]) -> dict[
 
 def prediction(config: Config, device_kind: str, devices: int) -> dict[str, Any] | None:
     """What plan predicts for this configuration on these devices; None where it knows no such system."""
-    from maxlm.plan.roofline import predict
+    from maxlm.plan.memory import estimate
+    from maxlm.plan.roofline import layout_for, predict
 
     system = system_here(device_kind, devices, config.mesh.slices)
     if system is None:
         return None
     found = predict(config, system)
     names = ("step_seconds", "tokens_per_second_per_chip", "mfu", "mfu_formula", "parts", "overlapped")
-    rate = config.train.batch_tokens / found.step_seconds
-    return {"system": system.name, "tokens_per_second": rate} | {name: getattr(found, name) for name in names}
+    rate, needed = config.train.batch_tokens / found.step_seconds, sum(estimate(layout_for(config, system)).values())
+    return {"system": system.name, "tokens_per_second": rate, "gib": needed / 2**30} | {
+        name: getattr(found, name) for name in names
+    }
 
 
 def system_here(device_kind: str, devices: int, slices: int) -> "System | None":

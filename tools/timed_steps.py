@@ -22,6 +22,7 @@ from maxlm.model.counts import flops_per_token
 from maxlm.model.kernels import chosen
 from maxlm.parallel.agreement import everywhere
 from maxlm.parallel.batch import addressed_rows, place
+from maxlm.parallel.compiler import refused_options
 from maxlm.parallel.mesh import build_mesh, check_batch
 from maxlm.plan.compile import CompiledStep
 from maxlm.train.schedule import learning_rate
@@ -82,7 +83,7 @@ class TimedSteps:
         began = time.perf_counter()
         with _memory_named():
             rate = replicated_scalar(self.plan, np.float32)
-            with jax.set_mesh(self.mesh):
+            with jax.set_mesh(self.mesh), refused_options():
                 lowered = compile_step(self.plan).lower(abstract_state(self.plan), abstract_batch(self.plan), rate)
                 self._step = lowered.compile()
             self.compile_seconds = time.perf_counter() - began

@@ -29,10 +29,10 @@ def request(path: str | Path, overrides: list[str], hardware: str | None = None)
             "h100x8"
         )
     found = system(name)
-    return validate(completed(values, found, str(path)), Config, str(path)), found
+    return validate(completed(values, found.num_devices, str(path)), Config, str(path)), found
 
 
-def completed(values: dict[str, Any], found: System, where: str) -> dict[str, Any]:
+def completed(values: dict[str, Any], num_devices: int, where: str) -> dict[str, Any]:
     """The values with what a run has and a model alone lacks; values of a wrong kind are left to validation."""
     sections = {name: values.get(name) or {} for name in ("data", "train", "mesh", "pipeline")}
     if not all(isinstance(section, dict) for section in sections.values()):
@@ -47,7 +47,7 @@ def completed(values: dict[str, Any], found: System, where: str) -> dict[str, An
         tokens = round(optimum_tokens(parameter_count(model)))
         data["mixture"] = [{"tokens": tokens, "weights": dict.fromkeys(data["sources"], 1)}]
     counts = sections["train"].get("accumulate", 1), sections["pipeline"].get("microbatches", 1)
-    counts += sections["mesh"].get("slices", 1), data["seq_len"], found.num_devices
+    counts += sections["mesh"].get("slices", 1), data["seq_len"], num_devices
     if "batch_tokens" not in train and all(isinstance(count, int) for count in counts):
         train["batch_tokens"] = math.prod(counts)
     return values | {"data": data, "train": train}

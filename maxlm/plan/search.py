@@ -38,6 +38,11 @@ class Candidate:
     scored: Prediction | None = None  # with the compiled program's work
 
     @property
+    def key(self) -> str:
+        """Of candidates of one search."""
+        return lines_to_paste(self.config)
+
+    @property
     def fits(self) -> bool:
         return self.scored is not None
 
@@ -71,13 +76,15 @@ class Search:
         return self.compiled[0]
 
 
-def estimated(config: Config, system: System, within: Within | None = None) -> tuple[list[Candidate], int]:
-    """Candidates that may fit, the fastest first, and the number of all legal ones."""
+def estimated(
+    config: Config, system: System, within: Within | None = None, margin: float = MARGIN
+) -> tuple[list[Candidate], int]:
+    """Candidates whose estimate is within `margin` times the memory, the fastest first, and how many are legal."""
     found, legal = [], 0
     for variant in candidates(config, system, within):
         legal += 1
         needed = sum(memory.estimate(layout_for(variant, system)).values())
-        if needed <= MARGIN * system.chip.hbm_bytes:
+        if needed <= margin * system.chip.hbm_bytes:
             found.append(Candidate(variant, needed / GIB, predict(variant, system)))
     # Of equal times the one that needs less memory.
     return sorted(found, key=lambda candidate: (candidate.predicted.step_seconds, candidate.memory_gib)), legal

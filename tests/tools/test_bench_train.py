@@ -15,7 +15,7 @@ from tiny import run_config
 
 TOOL = Path(__file__).parents[2] / "tools" / "bench_train.py"
 MODEL = "model: {vocab_size: 64, num_layers: 1, embed_dim: 16, num_heads: 2, num_kv_heads: 1, head_dim: 8, mlp_dim: 32}"
-SMALL = ["data.seq_len=16", "--steps=3", "--warmup=1", "--documents=8"]
+SMALL = ["data.seq_len=16", "train.batch_tokens=128", "--steps=3", "--warmup=1", "--documents=8"]
 TOO_WIDE = 2**45  # an MLP of petabytes, which no machine allocates
 
 
