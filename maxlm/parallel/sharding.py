@@ -131,20 +131,34 @@ def reshard(x: jax.Array, axes: tuple[str | None, ...], gradient_axes: tuple[str
 
 
 def _gathered(x: jax.Array, axes: tuple[str | None, ...], stored: tuple[str | None, ...]) -> jax.Array:
-    """`shard(x, *axes)` by way of the constraints that leave out one mesh axis of the stored ones more, last first."""
-    mesh = jax.sharding.get_abstract_mesh()
-    for dimension, (name, wanted) in enumerate(zip(stored, axes, strict=True)):
-        names = () if name == wanted else mesh_axes(name, mesh, x.shape[dimension])
-        for count in range(len(names) - 1, 0, -1):
-            parts = list(partition_spec(stored, mesh, x.shape))
-            parts[dimension] = names[:count]
-            x = jax.lax.with_sharding_constraint(x, PartitionSpec(*parts))
+    """`shard(x, *axes)` by way of constraints that each leave out one of the stored mesh axes more, the last first."""
+    for spec in reversed(_steps(x.shape, axes, stored)):
+        x = jax.lax.with_sharding_constraint(x, spec)
     return shard(x, *axes)
+
+
+def _scattered(x: jax.Array, axes: tuple[str | None, ...], stored: tuple[str | None, ...]) -> jax.Array:
+    """`shard(x, *stored)`, the other way."""
+    for spec in _steps(x.shape, axes, stored):
+        x = jax.lax.with_sharding_constraint(x, spec)
+    return shard(x, *stored)
+
+
+def _steps(shape: tuple[int, ...], axes: tuple[str | None, ...], stored: tuple[str | None, ...]) -> list[PartitionSpec]:
+    """What lies between gathered and stored: one mesh axis of a dimension's, the first two, and so on."""
+    mesh, steps = jax.sharding.get_abstract_mesh(), []
+    for dimension, (name, wanted) in enumerate(zip(stored, axes, strict=True)):
+        names = () if name == wanted else mesh_axes(name, mesh, shape[dimension])
+        for count in range(1, len(names)):
+            parts = list(partition_spec(stored, mesh, shape))
+            parts[dimension] = names[:count]
+            steps.append(PartitionSpec(*parts))
+    return steps
 
 
 reshard.defvjp(
     lambda x, axes, gradient_axes: (_gathered(x, axes, gradient_axes), None),
-    lambda axes, gradient_axes, _, gradient: (shard(gradient, *gradient_axes),),
+    lambda axes, gradient_axes, _, gradient: (_scattered(gradient, axes, gradient_axes),),
 )
 
 
