@@ -14,6 +14,8 @@ from maxlm.model.norms import Norm, stream_norm
 from maxlm.model.positions import Rotations, rotations
 from maxlm.parallel.sharding import reshard, shard
 
+LAYER_INPUT = "layer_input"  # name of what a layer needs to be computed again
+
 REMAT_POLICIES = {
     # Attention is named: its products have batch dimensions, or stand in a kernel that would run again.
     "dots": jax.checkpoint_policies.save_from_both_policies(
@@ -21,9 +23,14 @@ REMAT_POLICIES = {
         jax.checkpoint_policies.save_only_these_names("attention"),
     ),
     "full": jax.checkpoint_policies.nothing_saveable,
+    "offload": jax.checkpoint_policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=[],
+        names_which_can_be_offloaded=[LAYER_INPUT],
+        offload_src="device",
+        offload_dst="pinned_host",
+    ),
 }
 
-LAYER_INPUT = "layer_input"  # name of what a layer of a pipeline's stage keeps
 
 WHOLE = ("batch", "sequence", None)  # activations of which every tensor shard has all
 
@@ -111,8 +118,15 @@ def checkpointed(function, remat: RematPolicy, in_scan: bool = True):
     """A layer that keeps for its backward pass what the policy says, and its inputs."""
     if remat == "none":
         return function
+    if remat == "offload":
+        function = _from_named_input(function)
     # A scan around it keeps XLA from merging the two forward passes; elsewhere that has to be asked for.
     return jax.checkpoint(function, policy=_policy(remat), prevent_cse=not in_scan)
+
+
+def _from_named_input(function):
+    """The layer, with its input named inside: what a policy may move away."""
+    return lambda params, x_BSD, cache: function(params, checkpoint_name(x_BSD, LAYER_INPUT), cache)
 
 
 def checkpointed_stage(function, remat: RematPolicy, whole: bool):
@@ -125,6 +139,8 @@ def checkpointed_stage(function, remat: RematPolicy, whole: bool):
         return jax.checkpoint(function, policy=_policy("full"), prevent_cse=False)
     if remat == "none":
         return function
+    if remat == "offload":  # names the layers' inputs itself
+        return jax.checkpoint(function, policy=_policy(remat), prevent_cse=False)
     kept = jax.checkpoint_policies.save_from_both_policies(
         _policy(remat), jax.checkpoint_policies.save_only_these_names(LAYER_INPUT)
     )

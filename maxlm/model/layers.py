@@ -16,17 +16,9 @@ from jax.ad_checkpoint import checkpoint_name
 from maxlm.config import ModelConfig, ParallelConfig, PipelineConfig
 from maxlm.model.attention import Attended, KeyValues, attend
 from maxlm.model.norms import heads_norm
+from maxlm.model.parts import in_parts
 from maxlm.model.positions import Rotations, apply_rope
-from maxlm.parallel.sharding import (
-    all_gather,
-    join_sequence,
-    manual,
-    replicated,
-    reshard,
-    shard,
-    split_axes,
-    split_sequence,
-)
+from maxlm.parallel.sharding import all_gather, manual, replicated, reshard, shard, split_axes
 
 TABLE = ("vocab", "table_embed")  # logical axes of the embedding table
 POSITIONS = ("positions", "table_embed")  # and of the table of learned positions
@@ -186,26 +178,32 @@ class MLP(nnx.Module):
         self.gate_bias = bias(gated and biased, (hidden,), ("mlp",), dtype)
         self.up_bias = bias(biased, (hidden,), ("mlp",), dtype)
         self.down_bias = bias(biased, (embed,), ("norm",), dtype)
-        self.activation = ACTIVATIONS[config.activation]
+        self.activation = config.activation
 
     def __call__(self, x_BSD: jax.Array, chunks: int = 1) -> jax.Array:
         """[B, S, D] -> [B, S, D]; the hidden layer of one of `chunks` parts of the sequence exists at one time.
 
-        Each part is recomputed in the backward pass. Where the layer around it is recomputed anyway that costs nothing:
-        of the two recomputations XLA drops the outer one, which nobody reads.
+        Each part is recomputed in the backward pass. Where the layer around it is recomputed anyway that costs nothing.
         """
-        matrices = [None if w is None else weight(w, x_BSD.dtype) for w in (self.gate, self.up, self.down)]
+        params = {name: getattr(self, name) for name in ("gate", "up", "down", "gate_bias", "up_bias", "down_bias")}
+        params = {name: param for name, param in params.items() if param is not None}
+        arrays = {name: weight(param, x_BSD.dtype) for name, param in params.items()}
+        product = functools.partial(_mlp, ACTIVATIONS[self.activation])
         if chunks == 1:
-            return self._product(x_BSD, *matrices)
-        run = jax.checkpoint(lambda x_BSD: self._product(x_BSD, *matrices), prevent_cse=False)
-        parts = split_sequence(x_BSD, chunks, None)
-        return join_sequence(jax.lax.scan(lambda _, part_BSD: (None, run(part_BSD)), None, parts)[1], None)
+            return product(arrays, x_BSD)
+        axes = {name: tuple(param.get_metadata("logical_axes")) for name, param in params.items()}
+        return in_parts(product, chunks, axes, arrays, x_BSD)
 
-    def _product(self, x_BSD, gate_DF, up_DF, down_FD) -> jax.Array:
-        if gate_DF is not None:
-            gate_BSF = plus(expand(x_BSD, gate_DF), self.gate_bias)
-            gate_BSF = self.activation(checkpoint_name(gate_BSF, "mlp_gate"))
-        up_BSF = checkpoint_name(plus(expand(x_BSD, up_DF), self.up_bias), "mlp_up")
-        hidden_BSF = self.activation(up_BSF) if gate_DF is None else gate_BSF * up_BSF
-        hidden_BSF = shard(hidden_BSF, "batch", "sequence", "mlp")
-        return plus(jnp.einsum("BSF,FD->BSD", hidden_BSF, down_FD), self.down_bias)
+
+def _mlp(activation, params: dict, x_BSD: jax.Array) -> jax.Array:
+    def plus(x, name: str) -> jax.Array:
+        return x + params[name] if name in params else x
+
+    up_BSF = checkpoint_name(plus(expand(x_BSD, params["up"]), "up_bias"), "mlp_up")
+    if "gate" in params:
+        gate_BSF = checkpoint_name(plus(expand(x_BSD, params["gate"]), "gate_bias"), "mlp_gate")
+        hidden_BSF = activation(gate_BSF) * up_BSF
+    else:
+        hidden_BSF = activation(up_BSF)
+    hidden_BSF = shard(hidden_BSF, "batch", "sequence", "mlp")
+    return plus(jnp.einsum("BSF,FD->BSD", hidden_BSF, params["down"]), "down_bias")

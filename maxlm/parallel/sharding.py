@@ -63,11 +63,13 @@ LogicalAxes = Sequence[str | None]
 AnyMesh = Mesh | AbstractMesh
 
 
-def partition_spec(axes: LogicalAxes, mesh: AnyMesh, shape: Sequence[int] | None = None) -> PartitionSpec:
+def partition_spec(
+    axes: LogicalAxes, mesh: AnyMesh, shape: Sequence[int] | None = None, ignored: Sequence[str] = ()
+) -> PartitionSpec:
     """PartitionSpec of an array with these logical axes.
 
-    Mesh axes of size 1 are left out, and those that a surrounding `shard_map` has split already. With a shape,
-    key/value heads that are fewer than the tensor shards, and divide them, are replicated.
+    Mesh axes of size 1 are left out, those in `ignored`, and those that a surrounding `shard_map` has split already.
+    With a shape, key/value heads that are fewer than the tensor shards, and divide them, are replicated.
 
     Raises ValueError naming both logical axes when two of them claim one mesh axis.
     """
@@ -75,6 +77,7 @@ def partition_spec(axes: LogicalAxes, mesh: AnyMesh, shape: Sequence[int] | None
     entries: list[tuple[str, ...] | None] = []
     for number, axis in enumerate(axes):
         names = mesh_axes(axis, mesh, None if shape is None else shape[number])
+        names = tuple(name for name in names if name not in ignored)
         for name in names:
             if name in claimed:
                 raise ValueError(f"logical axes '{claimed[name]}' and '{axis}' both claim the mesh axis '{name}'")
@@ -162,8 +165,8 @@ reshard.defvjp(
 )
 
 
-def manual(function: Callable, in_axes: tuple, out_axes: Any) -> Callable:
-    """`function` on every device's own shards (a `shard_map` over all automatic axes of the mesh).
+def manual(function: Callable, in_axes: tuple, out_axes: Any, automatic: tuple[str, ...] = ()) -> Callable:
+    """`function` on every device's own shards (a `shard_map` over all axes of the mesh but those in `automatic`).
 
     `in_axes` has for each argument, `out_axes` for the result, a tuple of logical axes, or a tree of such tuples.
     Inside, collectives run over `split_axes`. Without a mesh it is the function itself, and those are empty.
@@ -173,7 +176,8 @@ def manual(function: Callable, in_axes: tuple, out_axes: Any) -> Callable:
         return function
 
     def specs(axes: Any) -> Any:
-        return jax.tree.map(lambda names: partition_spec(names, mesh), axes, is_leaf=_is_axes)
+        spec = functools.partial(partition_spec, mesh=mesh, ignored=automatic)
+        return jax.tree.map(spec, axes, is_leaf=_is_axes)
 
     def run(*arguments: Any) -> Any:
         outer = _mesh_of_manual.set(mesh)
@@ -182,8 +186,8 @@ def manual(function: Callable, in_axes: tuple, out_axes: Any) -> Callable:
         finally:
             _mesh_of_manual.reset(outer)
 
-    automatic = set(mesh.axis_names) - _manual_axes(mesh)
-    return jax.shard_map(run, in_specs=specs(in_axes), out_specs=specs(out_axes), axis_names=automatic, check_vma=False)
+    split = set(mesh.axis_names) - _manual_axes(mesh) - set(automatic)
+    return jax.shard_map(run, in_specs=specs(in_axes), out_specs=specs(out_axes), axis_names=split, check_vma=False)
 
 
 def _is_axes(node: Any) -> bool:
@@ -193,7 +197,10 @@ def _is_axes(node: Any) -> bool:
 def split_axes(axis: str) -> tuple[str, ...]:
     """The mesh axes over which the surrounding `manual` has split a logical axis: what a collective in it runs over."""
     mesh = _mesh_of_manual.get()
-    return mesh_axes(axis, mesh) if mesh else ()
+    if mesh is None:
+        return ()
+    split = _manual_axes(jax.sharding.get_abstract_mesh())
+    return tuple(name for name in mesh_axes(axis, mesh) if name in split)
 
 
 def all_gather(x: jax.Array, dimension: int, axis: str) -> jax.Array:
@@ -211,6 +218,20 @@ def reduce_scatter(x: jax.Array, dimension: int, axis: str) -> jax.Array:
     for name in split_axes(axis):
         x = jax.lax.psum_scatter(x, name, scatter_dimension=dimension, tiled=True)
     return x
+
+
+def sum_gradient(gradient: jax.Array, axes: LogicalAxes) -> jax.Array:
+    """Inside `manual`: a parameter's gradient, whole in its gathered axes, added up over the devices of all tokens.
+
+    Each keeps its part of it, as `axes` splits the parameter.
+    """
+    scattered: tuple[str, ...] = ()
+    for dimension, axis in enumerate(axes):
+        if axis in GATHERED:
+            gradient = reduce_scatter(gradient, dimension, axis)
+            scattered += split_axes(axis)
+    tokens = split_axes("batch") + split_axes("sequence")
+    return jax.lax.psum(gradient, tuple(name for name in tokens if name not in scattered))
 
 
 def axis_size(name: str) -> int:

@@ -100,8 +100,10 @@ def blueprint(config: Config, mesh: Mesh, num_sources: int) -> Blueprint:
     stored = axes if config.parallel.zero == 3 else jax.tree.map(lambda _, names: replicated(names), shapes, axes)
     state_axes = TrainState(stored, _moment_axes(transform, abstract, axes), *_unsharded(abstract[2:]))
     shardings = jax.tree.map(lambda leaf, names: named_sharding(names, mesh, leaf.shape), abstract, state_axes)
+    if config.remat.policy == "offload":
+        check_host_memory(mesh.devices.flat[0], "remat.policy", "full")
     if config.optimizer.offload:
-        check_host_memory(mesh.devices.flat[0])
+        check_host_memory(mesh.devices.flat[0], "optimizer.offload", "null")
         shardings = shardings._replace(optimizer=_on_host(abstract.optimizer, shardings.optimizer))
     return Blueprint(config, num_sources, mesh, graphdef, axes, state_axes, transform, abstract, shardings, dtype)
 
@@ -121,13 +123,13 @@ def _unsharded(tree: Any) -> Any:
     return jax.tree.map(lambda leaf: (None,) * len(leaf.shape), tree)
 
 
-def check_host_memory(device: jax.Device) -> None:
-    """Raise `ConfigError` where the platform has no memory of the host that a program can read."""
+def check_host_memory(device: jax.Device, key: str, instead: str) -> None:
+    """Raise `ConfigError` where the platform has no memory of the host that a program can use, as `key` asks for."""
     kinds = {memory.kind for memory in device.addressable_memories()}
     if HOST_MEMORY not in kinds:
         raise ConfigError(
-            f"optimizer.offload: {device.device_kind} offers {', '.join(sorted(kinds))} memory and no {HOST_MEMORY}; "
-            "set it to null"
+            f"{key}: {device.device_kind} offers {', '.join(sorted(kinds))} memory and no {HOST_MEMORY}; "
+            f"set it to {instead}"
         )
 
 

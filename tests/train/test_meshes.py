@@ -119,6 +119,7 @@ CASES = {
         {"loss": {"split": "vocabulary", "block": 24}, "remat": {"mlp_chunks": 2}, "parallel": {"zero": 1}},
     ),
     "fsdp4-tensor2-offload": ("plain", {"fsdp": 4, "tensor": 2}, {"optimizer": {"offload": "host"}}),
+    "fsdp4-tensor2-inputs-offload": ("plain", {"fsdp": 4, "tensor": 2}, {"remat": {"policy": "offload"}}),
     "fsdp2-tensor2-pipeline2": ("plain", {"fsdp": 2, "tensor": 2, "pipeline": 2}, {"pipeline": {"microbatches": 4}}),
     "pipeline4-fsdp2-repeats2": (
         "deep",

@@ -295,7 +295,7 @@ def test_host_memory_that_a_platform_has_not_is_refused():
     memories = [SimpleNamespace(kind="device")]
     device = SimpleNamespace(device_kind="toaster", addressable_memories=lambda: memories)
     with pytest.raises(ConfigError, match="optimizer.offload: toaster offers device memory and no pinned_host"):
-        check_host_memory(device)
+        check_host_memory(device, "optimizer.offload", "null")
 
 
 def test_nothing_to_load_names_the_path(tmp_path):
