@@ -17,10 +17,11 @@ from maxlm.parallel.sharding import reshard, shard
 LAYER_INPUT = "layer_input"  # name of what a layer needs to be computed again
 
 REMAT_POLICIES = {
-    # Attention is named: its products have batch dimensions, or stand in a kernel that would run again.
+    # By name what a policy cannot see: attention's products have batch dimensions, or stand in a kernel that would run
+    # again; the MLP's stand in functions with a gradient of their own.
     "dots": jax.checkpoint_policies.save_from_both_policies(
         jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-        jax.checkpoint_policies.save_only_these_names("attention"),
+        jax.checkpoint_policies.save_only_these_names("attention", "mlp_gate", "mlp_up"),
     ),
     "full": jax.checkpoint_policies.nothing_saveable,
     "offload": jax.checkpoint_policies.save_and_offload_only_these_names(
@@ -30,7 +31,6 @@ REMAT_POLICIES = {
         offload_dst="pinned_host",
     ),
 }
-
 
 WHOLE = ("batch", "sequence", None)  # activations of which every tensor shard has all
 

@@ -23,6 +23,7 @@ FLOAT32 = 4
 # Arrays that exist at one time while a layer is differentiated, by what they are as wide as.
 ATTENTION_WORK = {"residual": 5, "heads": 7}
 MLP_WORK = {"residual": 6, "hidden": 6}
+EXPERTS_WORK = {"residual": 6, "hidden": 5, "rows": 3}
 # Copies of a part's weights in the compute type: gathered, and their gradient before it is scattered.
 WEIGHT_COPIES = 2
 
@@ -86,10 +87,12 @@ def _saved(plan: Layout) -> float:
     width = plan.width
     layer_input = model.embed_dim * width / _sequence_split(plan)
     kept = _kept(plan) * width
+    if config.remat.policy == "offload":  # in the hosts' memory, but for the one in use and the next
+        return 2 * rows * layer_input + plan.rows * layer_input
     layers, ticks = plan.layers_of_stage, plan.ticks
     first = plan.rows * model.first_layers * (layer_input + kept)
     if plan.stages_recompute:  # a stage's input at every tick, and the layers of the stage at work
-        return first + rows * (ticks * layer_input + layers * (layer_input + kept))
+        return first + rows * ((ticks + config.pipeline.microbatches) * layer_input + layers * (layer_input + kept))
     embedded = plan.rows * layer_input if stages == 1 else 2 * config.pipeline.microbatches * rows * layer_input
     return first + embedded + rows * ticks * layers * (layer_input + kept)
 
@@ -130,17 +133,27 @@ def _attention(plan: Layout) -> tuple[float, float]:
 
 def _mlp(plan: Layout) -> tuple[float, float]:
     """(activations, weights) while the MLP or the experts are differentiated."""
-    model, rows = plan.config.model, plan.rows_of_stage
-    numbers = MLP_WORK["residual"] * model.embed_dim
-    numbers += MLP_WORK["hidden"] * _hidden(plan) / plan.config.remat.mlp_chunks
+    config, rows = plan.config, plan.rows_of_stage
+    if config.model.moe is None:
+        parts, work, exchanged = config.remat.mlp_chunks, MLP_WORK, 0.0
+    else:
+        parts, work = config.parallel.exchange_pieces, EXPERTS_WORK
+        exchanged = work["rows"] * _rows_per_token(plan) * config.model.embed_dim
+    numbers = work["residual"] * config.model.embed_dim + (work["hidden"] * _hidden(plan) + exchanged) / parts
     return rows * numbers * plan.width, WEIGHT_COPIES * _gathered(plan, "mlp") * plan.width
 
 
 def _hidden(plan: Layout) -> float:
     """Width of the hidden layer per token: of all experts that it passes."""
     model, moe = plan.config.model, plan.config.model.moe
-    hidden = model.mlp_dim if moe is None else moe.mlp_dim * (moe.experts_per_token + moe.shared_experts)
+    hidden = model.mlp_dim if moe is None else moe.mlp_dim * (_rows_per_token(plan) + moe.shared_experts)
     return hidden / plan.shape["tensor"]
+
+
+def _rows_per_token(plan: Layout) -> float:
+    """Rows of an expert's buffer for a token: those chosen, or where experts are elsewhere the most that may come."""
+    moe, experts = plan.config.model.moe, plan.shape["expert"]
+    return moe.experts_per_token if experts == 1 else experts * min(moe.experts_per_token, moe.num_experts // experts)
 
 
 def _gathered(plan: Layout, part: str) -> float:
@@ -159,8 +172,8 @@ def _gradients(plan: Layout) -> float:
 
 
 def _accumulated(plan: Layout) -> float:
-    """The sum over the microbatches before this one."""
-    return _gradients(plan) if plan.config.train.accumulate > 1 else 0.0
+    """The sum over the microbatches before this one, which the loop over them holds twice."""
+    return 2 * _gradients(plan) if plan.config.train.accumulate > 1 else 0.0
 
 
 def _stored(plan: Layout, leaf, names: tuple, whole: bool = False) -> float:
