@@ -150,7 +150,7 @@ class RematConfig(Section):
     policy: Literal["none", "dots", "full", "offload"] | tuple[Literal[SAVEABLE], ...] = Field(
         "full",
         description="What the backward pass recomputes: none of a layer, all but its matrix products and attention "
-        "(dots), all of it (full), all of it from inputs that wait in the hosts' memory (offload), or all but the named "
+        "(dots), all of it (full), all of it from inputs that wait in the hosts' memory (offload), or all but named "
         "tensors. With none a pipeline keeps its weights once per tick.",
     )
     mlp_chunks: Count = Field(

@@ -8,7 +8,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from maxlm.config import ModelConfig
 from maxlm.model.attention import KeyValues
-from maxlm.model.layers import MLP, Attention, Options, RematPolicy
+from maxlm.model.layers import MLP, Attention, Options, RematPolicy, is_matrix
 from maxlm.model.moe import MoE, RouterStats
 from maxlm.model.norms import Norm, stream_norm
 from maxlm.model.positions import Rotations, rotations
@@ -84,6 +84,12 @@ def _normed(x_BSD: jax.Array, norm: Norm | None) -> jax.Array:
     return x_BSD if norm is None else norm(x_BSD)
 
 
+def _cast(dtype, _, param):
+    """A matrix in the compute type; the router's, as all that is small, in its own."""
+    axes = param.get_metadata("logical_axes")
+    return param.replace(param[...].astype(dtype)) if is_matrix(axes) and "experts_router" not in axes else param
+
+
 def run_blocks(stacks: dict, x_BSD, segment_ids_BS, positions_BS, config: ModelConfig, options: Options, caches=None):
     """Blocks of layers, one after the other.
 
@@ -109,7 +115,11 @@ def run_blocks(stacks: dict, x_BSD, segment_ids_BS, positions_BS, config: ModelC
                 routers[position] = stats
         return x_BSD, (None if caches is None else extended, routers)
 
-    params = {position: state for position, (_, state) in stacks.items()}
+    # In the compute type before the scan, so that it stacks the layers' gradients in the type in which they travelled.
+    params = {
+        position: nnx.map_state(functools.partial(_cast, options.dtype), state)
+        for position, (_, state) in stacks.items()
+    }
     x_BSD, (caches, routers) = jax.lax.scan(block, x_BSD, (params, caches))
     return x_BSD, caches, routers
 

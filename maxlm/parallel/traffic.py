@@ -48,6 +48,7 @@ SENT = {
 }
 # Their numbers are always those of devices; without this flag the others group replicas, of which jit makes one.
 _BY_PARTITION = {"all-to-all", "ragged-all-to-all", "collective-broadcast"}
+SEMAPHORE = "u32[]{:S(2)}"  # a number in the TPU's memory for synchronisation
 # What the runtime does between slices with what it is sent, each device with its like in the other slices.
 _BETWEEN_SLICES = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
 _SLICE_OPCODES = {
@@ -145,6 +146,8 @@ class _Reader:
 
     def read(self, instruction: Instruction, inside: Computation, where: str) -> list[Transfer] | None:
         base = instruction.opcode.removesuffix("-start")
+        if base in SENT and _continues(inside):
+            return []
         if base in SENT:
             transfer = self._transfer(instruction, base, inside, where)
             return [transfer] if transfer is not None else []
@@ -202,6 +205,15 @@ class _Reader:
         for members in groups:
             differ |= (members != members[0]).any(axis=0)
         return tuple(name for name, here in zip(self.mesh.axis_names, differ, strict=True) if here)
+
+
+def _continues(inside: Computation) -> bool:
+    """Whether a fusion carries on with a collective that another one has begun, whose semaphores it is given.
+
+    TPU programs so overlap one collective with several products, and write it once for its start, each of its steps,
+    which may be in loops, and its end.
+    """
+    return any(i.opcode == "parameter" and i.shape == SEMAPHORE for i in inside.instructions.values())
 
 
 def _only_slices_are_used(reduction: Instruction, inside: Computation) -> bool:

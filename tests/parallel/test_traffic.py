@@ -167,8 +167,8 @@ def test_bytes_of_shapes(shape: str, size: float) -> None:
     assert hlo.num_bytes(shape) == size
 
 
-# As TPU programs are written: an asynchronous gather in a wrapper, a reduce-scatter as a fusion, a ring of permutes in
-# a loop whose counter goes up by two.
+# As TPU programs are written: an asynchronous gather in a wrapper, another one in two fusions, a reduce-scatter as a
+# fusion, a ring of permutes in a loop whose counter goes up by two.
 TPU = """HloModule jit_step, is_scheduled=true, num_partitions=4
 
 %add (x: f32[], y: f32[]) -> f32[] {
@@ -217,6 +217,24 @@ source_target_pairs={{0,2},{2,0},{1,3},{3,1}}
   ROOT %more = pred[] compare(%limit.1, %number.1), direction=GT
 }
 
+%begin_gather (piece.1: bf16[8]) -> (bf16[8], bf16[32], u32[]) {
+  %piece.1 = bf16[8]{0} parameter(0)
+  %whole.1 = bf16[32]{0} all-gather(%piece.1), channel_id=4, replica_groups=[2,2]<=[4], dimensions={0}, \
+use_global_device_ids=true
+  ROOT %begun = (bf16[8]{0}, bf16[32]{0}, u32[]{:S(2)}) custom-call(%whole.1), \
+custom_call_target="AsyncCollectiveStart"
+}
+
+%end_gather (piece.2: bf16[8], whole.2: bf16[32], semaphore: u32[]) -> bf16[32] {
+  %piece.2 = bf16[8]{0} parameter(0)
+  %whole.2 = bf16[32]{0} parameter(1)
+  %semaphore = u32[]{:S(2)} parameter(2)
+  %whole.3 = bf16[32]{0} all-gather(%piece.2), channel_id=4, replica_groups=[2,2]<=[4], dimensions={0}, \
+use_global_device_ids=true
+  ROOT %ended = bf16[32]{0} custom-call(%piece.2, %whole.2, %whole.3, %semaphore), \
+custom_call_target="AsyncCollectiveDone"
+}
+
 ENTRY %main (w: f32[8,4], p: bf16[8]) -> (f32[4,4], bf16[8]) {
   %w = f32[8,4]{1,0} parameter(0)
   %p = bf16[8]{0} parameter(1)
@@ -227,6 +245,10 @@ ENTRY %main (w: f32[8,4], p: bf16[8]) -> (f32[4,4], bf16[8]) {
   %begin = (u32[], bf16[8], u32[]) tuple(%zero.1, %p, %seven)
   %ring = (u32[], bf16[8], u32[]) while(%begin), condition=%condition, body=%body
   %gathered = bf16[32]{0} async-done(%async), calls=%gather
+  %steps = (bf16[8]{0}, bf16[32]{0}, u32[]{:S(2)}) fusion(%p), kind=kCustom, calls=%begin_gather
+  %whole.4 = bf16[32]{0} get-tuple-element(%steps), index=1
+  %semaphore.1 = u32[]{:S(2)} get-tuple-element(%steps), index=2
+  %finished = bf16[32]{0} fusion(%p, %whole.4, %semaphore.1), kind=kCustom, calls=%end_gather
   %sent = bf16[8]{0} get-tuple-element(%ring), index=1
   ROOT %out = (f32[4,4], bf16[8]) tuple(%scattered, %sent)
 }
@@ -235,7 +257,8 @@ ENTRY %main (w: f32[8,4], p: bf16[8]) -> (f32[4,4], bf16[8]) {
 
 def test_what_tpu_programs_hide() -> None:
     mesh = Mesh(np.array(jax.devices()[:4]).reshape(2, 2), ("fsdp", "tensor"))
-    gather, scatter, permute = transfers(TPU, mesh)
+    gather, scatter, permute, steps = transfers(TPU, mesh)
+    assert (steps.axis, steps.opcode, steps.bytes) == ("tensor", "all-gather", 16)
     assert (gather.axis, gather.opcode, gather.bytes, gather.shape) == ("fsdp+tensor", "all-gather", 3 * 16, "bf16[32]")
     assert (scatter.axis, scatter.opcode, scatter.bytes) == ("tensor", "reduce-scatter", 1 / 2 * 128)
     assert scatter.where == "jit(step)/dot"
