@@ -19,9 +19,8 @@ from maxlm.plan.communication import Layout
 from maxlm.plan.roofline import layout_for
 
 REMAT = ("none", "dots", ("query", "key", "value", "attention"), "full")
-REPEATS = (1, 2, 4)
 # Larger axes make products too narrow, or let most of a pipeline wait.
-MAX_TENSOR, MAX_PIPELINE, MAX_CONTEXT = 16, 16, 16
+MAX_TENSOR, MAX_PIPELINE, MAX_REPEATS, MAX_CONTEXT = 16, 16, 8, 16
 LONG = 32768  # tokens; shorter sequences are better split by rows
 
 Within = Mapping[str, Sequence[Any]]
@@ -50,9 +49,9 @@ def _meshes(config: Config, system: System, within: Within) -> Iterator[MeshConf
     # Heads, key/value heads or whole groups of them; within an NVLink domain, where there is one.
     widest = min(MAX_TENSOR, model.num_heads, devices if system.chip.torus_dims else system.chip.node)
     options = {
-        "pipeline": _powers(min(MAX_PIPELINE, model.num_blocks)),
+        "pipeline": _divisors(model.num_blocks, MAX_PIPELINE),
         "context": _powers(MAX_CONTEXT) if config.data.seq_len >= LONG else [1],
-        "expert": [size for size in range(1, moe.num_experts + 1) if moe.num_experts % size == 0] if moe else [1],
+        "expert": _divisors(moe.num_experts, moe.num_experts) if moe else [1],
         "tensor": _powers(widest),
         "data": _powers(devices),
     }
@@ -76,8 +75,9 @@ def _pipelines(config: Config, mesh: MeshConfig, within: Within) -> Iterator[Pip
     if mesh.pipeline == 1:
         yield PipelineConfig()
         return
+    possible = _divisors(config.model.num_blocks // mesh.pipeline, MAX_REPEATS)
     for times in _powers(8):
-        for repeats in _allowed(within, "pipeline.repeats", REPEATS):
+        for repeats in _allowed(within, "pipeline.repeats", possible):
             microbatches = mesh.pipeline * times
             if microbatches in _allowed(within, "pipeline.microbatches", [microbatches]):
                 yield config.pipeline.model_copy(update={"microbatches": microbatches, "repeats": repeats})
@@ -114,6 +114,10 @@ def check_layout(config: Config, system: System) -> Layout:
     for _, leaf, names in found.leaves:
         check_divisible(names, leaf.shape, found.mesh)
     return found
+
+
+def _divisors(number: int, largest: int) -> list[int]:
+    return [size for size in range(1, min(number, largest) + 1) if number % size == 0]
 
 
 def _powers(number: int) -> list[int]:
