@@ -1,7 +1,7 @@
 """Compile the train step of a configuration for TPUs that are not there, and say what it needs.
 
     pip install 'maxlm[plan]'
-    python tools/compile_deviceless.py configs/runs/llama3-8b-fineweb.yaml --topology v5p:4x4x4 --traffic
+    python tools/compile_deviceless.py configs/runs/llama3-8b-v5p-128.yaml --topology v5p:4x4x4 --traffic
 
 It runs on a machine with a CPU alone; the data need not exist. The topology names one slice, of which mesh.slices are
 joined. GiB per chip: the compiler's own peak, and argument + output + temporary - alias, which counts fragmentation and

@@ -140,7 +140,7 @@ def test_llama_7b_has_6_74_billion_parameters() -> None:
 
 
 def test_mixtral_8x7b_has_46_7_billion_parameters_of_which_a_token_meets_12_9() -> None:
-    config = load(CONFIGS / "runs" / "mixtral-8x7b-fineweb.yaml", schema=Config).model
+    config = load(CONFIGS / "runs" / "mixtral-8x7b-v5p-128.yaml", schema=Config).model
     embed, layers, expert = 4096, 32, 3 * 4096 * 14336
     attention = 2 * embed * embed + 2 * embed * 1024
     others = 2 * 32000 * embed + (2 * layers + 1) * embed + layers * (attention + embed * 8)

@@ -34,7 +34,7 @@ def test_the_default_length_is_one_that_the_model_has_positions_for() -> None:
     assert config.data.seq_len == 1024
 
 
-@pytest.mark.parametrize("name", ["llama3-8b-fineweb", "mixtral-8x7b-fineweb"])
+@pytest.mark.parametrize("name", ["llama3-8b-v5p-128", "mixtral-8x7b-v5p-128"])
 def test_a_run_is_planned_as_it_stands(name: str) -> None:
     path = ROOT / f"configs/runs/{name}.yaml"
     config, system = request(path, [])
@@ -42,7 +42,7 @@ def test_a_run_is_planned_as_it_stands(name: str) -> None:
 
 
 def test_the_named_hardware_stands_in_for_the_files() -> None:
-    path = ROOT / "configs/runs/llama3-8b-fineweb.yaml"
+    path = ROOT / "configs/runs/llama3-8b-v5p-128.yaml"
     config, system = request(path, [], "v5p-256")
     assert (config.hardware.name, system.num_devices) == ("v5p-256", 128)
 
