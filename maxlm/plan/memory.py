@@ -53,7 +53,8 @@ def _loss(plan: Layout) -> dict[str, float]:
     else:
         sequences = plan.rows / (config.data.seq_len / plan.shape["context"])
         logits = sequences * min(config.loss.chunk, config.data.seq_len) * vocabulary * (FLOAT32 + width)
-        matrix = model.embed_dim * vocabulary * (width + FLOAT32)
+        # The gradient of a tied table is turned round.
+        matrix = model.embed_dim * vocabulary * (width + FLOAT32 * (2 if model.tie_embeddings else 1))
         hidden = 3 * plan.rows * model.embed_dim * width
     return {
         "saved activations": _saved(plan),
