@@ -75,7 +75,7 @@ def test_unknown_key_near_nothing_lists_what_is_known(load_text: Load) -> None:
         ("optimizer.b1=1", "optimizer.b1: found 1; input should be less than 1"),
         ("optimizer.lr=.inf", "optimizer.lr: found inf; input should be a finite number"),
         ("model.window=[4, -3]", "model.window: found [4, -3]; "),
-        ("remat.policy=ful", "remat.policy: found 'ful'; input should be 'none', 'dots' or 'full' or "),
+        ("remat.policy=ful", "remat.policy: found 'ful'; input should be 'none', 'dots', 'full' or 'offload' or "),
         ("name=../x", "name: found '../x'; string should match pattern"),
         ("data.sources={we b: {path: a}}", "data.sources.we b: found 'we b'; string should match pattern"),
         ("data.mixture=[{tokens: 9, weights: {wbe: 1}}]", "the source 'wbe', data.sources has code, web"),
