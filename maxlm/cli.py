@@ -1,6 +1,7 @@
 """The commands of maxlm: parsing and printing only. Results go to stdout, progress and errors to stderr."""
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -119,6 +120,7 @@ def plan(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
 ) -> None:
     """What a run takes: parameters, memory, time and cost, on hardware that need not be there."""
+    os.environ["JAX_PLATFORMS"] = "cpu"  # nothing runs: a TPU or GPU that is here stays free
     from maxlm.plan.command import plan_command
 
     plan_command(config, overrides or [], hardware, compile, within or [], compiles if search else None, as_json)

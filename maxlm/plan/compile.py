@@ -24,8 +24,9 @@ from maxlm.train.state import Blueprint, abstract_batch, abstract_state, bluepri
 from maxlm.train.step import compile_step
 
 # Read when libtpu is loaded: it would otherwise ask a metadata server what it runs on, and hold a lock that keeps a
-# second process from compiling.
+# second process from compiling. Without a type of accelerator, whichever, it would complain that it sees none.
 LIBTPU = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+LIBTPU |= {"TPU_ACCELERATOR_TYPE": "v5p-8"}
 # Read when JAX looks for plugins: this one would ask for CUDA's libraries, which only programs that run need. XLA says
 # at each turn that there is no driver.
 CUDA = {"JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1", "TF_CPP_MIN_LOG_LEVEL": "2"}
