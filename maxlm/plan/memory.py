@@ -118,7 +118,8 @@ def _kept(plan: Layout) -> float:
         return 0.0
     if isinstance(policy, tuple):
         return sum(sizes[name] for name in policy)
-    products = sum(sizes.values()) + model.embed_dim / split
+    # The MLP's last product is the next layer's input.
+    products = sum(sizes.values())
     return (
         products if policy == "dots" else products + hidden * (1 + model.mlp_gated) + 2 * model.embed_dim + heads + keys
     )
@@ -173,8 +174,13 @@ def _gradients(plan: Layout) -> float:
 
 
 def _accumulated(plan: Layout) -> float:
-    """The sum over the microbatches before this one, which the loop over them holds twice."""
-    return 2 * _gradients(plan) if plan.config.train.accumulate > 1 else 0.0
+    """What stays throughout the loop over microbatches: the sum of gradients, twice; and on TPU, where XLA takes the
+    gathers of embedding table and output matrix out of the loop, those."""
+    config, model = plan.config, plan.config.model
+    if config.train.accumulate == 1:
+        return 0.0
+    tables = model.vocab_size * model.embed_dim / plan.shape["tensor"] * (1 if model.tie_embeddings else 2)
+    return 2 * _gradients(plan) + (tables * plan.width if plan.platform == "tpu" else 0.0)
 
 
 def _stored(plan: Layout, leaf, names: tuple, whole: bool = False) -> float:
