@@ -1,5 +1,6 @@
 """A step that accumulates, compiled for a TPU with every optimisation, which quick compiles leave out."""
 
+import jax
 import pytest
 from tiny import run_config
 
@@ -16,4 +17,6 @@ def test_a_step_that_accumulates_in_bfloat16_compiles_for_a_tpu() -> None:
         precision={"compute": "bfloat16"},
         mesh={"fsdp": 8},
     )
-    assert compile_for(config, "v5p:2x2x2").memory()["peak"] > 0
+    # The suite's precision for CPU is none that a kernel multiplies bfloat16 with.
+    with jax.default_matmul_precision("default"):
+        assert compile_for(config, "v5p:2x2x2").memory()["peak"] > 0
