@@ -8,8 +8,8 @@ from maxlm.errors import ConfigError
 # Keys that do not change what is computed.
 FREE = (
     "mesh", "pipeline", "parallel", "remat", "kernels", "compiler", "hardware", "optimizer.offload", "logging", "eval",
-    "checkpoint", "processes", "runs_dir", "loss.chunk", "train.accumulate", "data.workers", "data.prefetch",
-    "data.verify", "data.validation", "faults.max_skips", "faults.max_rewinds",
+    "checkpoint", "processes", "runs_dir", "loss.split", "loss.chunk", "loss.block", "train.accumulate", "data.workers",
+    "data.prefetch", "data.verify", "data.validation", "faults.max_skips", "faults.max_rewinds",
 )  # fmt: skip
 
 # Keys that change what is computed from now on; the change becomes an event of the run.

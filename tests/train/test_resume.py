@@ -20,6 +20,7 @@ from maxlm.config import Config, to_yaml
 from maxlm.errors import ConfigError, DataError, DivergedError, SaveError
 from maxlm.report.metrics import read_lines
 from maxlm.train import loop
+from maxlm.train.resume import recorded_changes
 from maxlm.train.state import check_host_memory
 
 TIMINGS = ("step_seconds", "data_wait_seconds", "tokens_per_second", "seconds", "goodput", "hbm_gib", "mfu")
@@ -198,6 +199,23 @@ def test_changed_batch_and_rate_count_from_now_on_and_are_an_event(make_config):
     segments = run["loader"]["schedule"]
     assert [(s["first_step"], s["first_example"], s["batch_size"]) for s in segments] == [(0, 0, 8), (4, 32, 16)]
     assert run["loader"]["examples"] == 32 + 4 * 16
+
+
+def test_how_a_step_is_computed_may_change(make_config):
+    old = make_config()
+    ways = {
+        "loss.split": "vocabulary",
+        "loss.block": 100,
+        "loss.chunk": 7,
+        "remat.policy": "full",
+        "remat.mlp_chunks": 2,
+        "kernels.attention": "blocked",
+        "compiler.options": {"xla_cpu_enable_fast_math": "false"},
+        "hardware.name": "v5p-128",
+        "parallel.exchange_pieces": 2,
+    }
+    assert recorded_changes(old, make_config(**ways)) == {}
+    assert set(recorded_changes(old, make_config(**ways, **{"loss.z_loss": 0.1}))) == {"loss.z_loss"}
 
 
 def test_data_prepared_anew_is_refused(make_config, prepared, tmp_path):
