@@ -120,9 +120,17 @@ def _local(plan: Layout, leaf: jax.ShapeDtypeStruct, names: tuple[str | None, ..
 
 
 def _share(plan: Layout, names: tuple[str | None, ...]) -> float:
-    """Of a chip's experts the part that one token of its own meets, at an even load."""
-    moe = plan.config.model.moe
-    return moe.experts_per_token * plan.shape["expert"] / moe.num_experts if "experts" in names else 1.0
+    """Of a chip's experts the part that one token of its own meets, at an even load.
+
+    XLA's grouped product for GPUs has no kernel: it multiplies every row of a buffer with all experts of the chip.
+    """
+    moe, experts = plan.config.model.moe, plan.shape["expert"]
+    if "experts" not in names:
+        return 1.0
+    if plan.platform == "cuda":
+        chosen = moe.experts_per_token
+        return chosen if experts == 1 else experts * min(chosen, moe.num_experts // experts)
+    return moe.experts_per_token * experts / moe.num_experts
 
 
 def _runs(plan: Layout, names: tuple[str | None, ...]) -> float:
