@@ -178,8 +178,8 @@ def search_table(found: Search) -> Table:
             pipelined,
             f"{candidate.memory_gib:.1f}",
             "-" if candidate.peak_gib is None else f"{candidate.peak_gib:.1f}",
-            f"{candidate.predicted.step_seconds:.3f}",
-            f"{score.step_seconds:.3f}" if score else "does not fit",
+            f"{candidate.predicted.step_seconds:.4g}",
+            f"{score.step_seconds:.4g}" if score else "does not fit",
             f"{score.mfu:.1%}" if score else "",
             style="bold green" if candidate is found.best and score else None,
         )
