@@ -104,7 +104,7 @@ def _kept(plan: Layout) -> float:
     heads, keys = model.num_heads * model.head_dim / tensor, max(1, model.num_kv_heads / tensor) * model.head_dim
     hidden = _hidden(plan)
     split = _sequence_split(plan)
-    # The log-sum-exp of each head is kept with attention's result, in float32 and 128 times, as the kernel lays it out.
+    # With attention's result the log-sum-exp of each head is kept, in float32: as much as two numbers.
     sizes = {
         "query": heads,
         "key": keys,
