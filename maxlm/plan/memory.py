@@ -60,7 +60,7 @@ def _loss(plan: Layout) -> dict[str, float]:
         "saved activations": _saved(plan),
         "gradients": _accumulated(plan),
         "logits": logits + hidden,
-        "gathered weights": matrix,
+        "gathered weights": matrix + _tables(plan),
     }
 
 
@@ -72,7 +72,7 @@ def _backward(plan: Layout) -> dict[str, float]:
         "saved activations": _saved(plan),
         "gradients": _gradients(plan) + _accumulated(plan),
         "a layer at work": work,
-        "gathered weights": weights,
+        "gathered weights": weights + _tables(plan),
     }
 
 
@@ -174,13 +174,17 @@ def _gradients(plan: Layout) -> float:
 
 
 def _accumulated(plan: Layout) -> float:
-    """What stays throughout the loop over microbatches: the sum of gradients, twice; and on TPU, where XLA takes the
-    gathers of embedding table and output matrix out of the loop, those."""
-    config, model = plan.config, plan.config.model
-    if config.train.accumulate == 1:
+    """The sum of the gradients of the microbatches before this one, which the loop over them holds twice."""
+    return 2 * _gradients(plan) if plan.config.train.accumulate > 1 else 0.0
+
+
+def _tables(plan: Layout) -> float:
+    """Embedding table and output matrix: XLA for TPU takes their gathers out of the loop over microbatches."""
+    model = plan.config.model
+    if plan.config.train.accumulate == 1 or plan.platform != "tpu":
         return 0.0
-    tables = model.vocab_size * model.embed_dim / plan.shape["tensor"] * (1 if model.tie_embeddings else 2)
-    return 2 * _gradients(plan) + (tables * plan.width if plan.platform == "tpu" else 0.0)
+    tables = 1 if model.tie_embeddings else 2
+    return tables * model.vocab_size * model.embed_dim / plan.shape["tensor"] * plan.width
 
 
 def _stored(plan: Layout, leaf, names: tuple, whole: bool = False) -> float:
