@@ -7,6 +7,7 @@ Dictionaries merge key by key, lists are replaced whole. Loading reads YAML file
 """
 
 # ruff: noqa: F401
+from maxlm.config.data import DataConfig, SourceConfig, StageConfig
 from maxlm.config.files import json_schema, load, read, to_yaml, validate
 from maxlm.config.model import ModelConfig, MoeConfig
 from maxlm.config.section import Count, Name, Section
@@ -15,7 +16,6 @@ from maxlm.config.sections import (
     CheckpointConfig,
     CompilerConfig,
     Config,
-    DataConfig,
     EvalConfig,
     FaultsConfig,
     HardwareConfig,
@@ -28,5 +28,4 @@ from maxlm.config.sections import (
     ProcessesConfig,
     RematConfig,
     ScheduleConfig,
-    SourceConfig,
 )
