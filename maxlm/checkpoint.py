@@ -95,17 +95,20 @@ class Checkpoints:
         """Raise `SaveError` when a save has failed in the background."""
         self._guard(self._manager.check_for_errors)
 
-    def restore(self, step: int, abstract: dict[str, Any]) -> tuple[dict[str, Any], dict]:
-        """Arrays of the items in `abstract` (trees of ShapeDtypeStruct with shardings) and the run's JSON."""
-        return restore(self.directory / str(step), abstract)
+    def restore_newest(
+        self, abstract: Callable[[dict], dict[str, Any]], report: Callable[[str], None]
+    ) -> tuple[dict[str, Any], dict] | None:
+        """The newest checkpoint that can be read, after reporting those that cannot; None where there is none.
 
-    def restore_newest(self, abstract: dict[str, Any], report: Callable[[str], None]) -> tuple[dict, dict] | None:
-        """The newest checkpoint that can be read, after reporting those that cannot; None where there is none."""
+        Returns: arrays of the items that `abstract` makes of the run's JSON (trees of ShapeDtypeStruct with
+        shardings), and the run's JSON.
+        """
         damaged = []
         for step in reversed(self.steps()):
             try:
                 with together():  # a process reads its own part: what one cannot read is damaged for all
-                    found = self.restore(step, abstract)
+                    directory = self.directory / str(step)
+                    found = restore(directory, abstract(restore(directory, {})[1]))
             except DataError as error:
                 damaged.append(step)
                 report(f"{error}; trying the one before")

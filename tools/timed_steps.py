@@ -42,9 +42,6 @@ class SyntheticText:
         self._tokens = random.integers(0, vocab_size, num_tokens, np.int32)
         self._ends = np.flatnonzero(random.random(num_tokens) < 1 / document_tokens) + 1
 
-    def __len__(self) -> int:
-        return len(self._tokens)
-
     def read(self, start: int, stop: int) -> np.ndarray:
         return self._tokens[start:stop]
 
@@ -59,11 +56,13 @@ def synthetic_batches(config: Config, document_tokens: int, rows: Sequence[int])
     num_tokens = DISTINCT_BATCHES * size * data.seq_len + 1
     text = SyntheticText(num_tokens, config.model.vocab_size, document_tokens, config.seed)
     sources = np.asarray(rows, np.int32) % len(data.sources)
-    return [
-        packing.concat([(text, number * size + row) for row in rows], data.seq_len, data.mask_documents)
-        | {"sources": sources}
-        for number in range(DISTINCT_BATCHES)
-    ]
+
+    def read(window: int) -> packing.Text:
+        first, last = window * data.seq_len, (window + 1) * data.seq_len
+        return packing.Text(text.read(first, last + 1), text.ends(first, last) - first)
+
+    batches = [[read(number * size + row) for row in rows] for number in range(DISTINCT_BATCHES)]
+    return [packing.assemble(texts, data.seq_len, data.mask_documents) | {"sources": sources} for texts in batches]
 
 
 class TimedSteps:

@@ -6,8 +6,22 @@ from pydantic import Field, model_validator
 
 from maxlm.config.section import Count, Integer, Name, Real, Section, Tokens
 
+# A window lies in one block of the data order (maxlm/data/order.py), which has 2^24 tokens.
+SeqLen = Annotated[Integer, Field(gt=0, le=2**24)]
+
 
 class SourceConfig(Section):
+    path: str = Field(description="Directory of prepared shards, as maxlm-prep wrote it.")
+    max_epochs: Real | None = Field(
+        None, gt=0, description="Most times that the source is read; null for no limit. data.exhausted says what then."
+    )
+    order: Literal["shuffled", "as_written"] = Field(
+        "shuffled",
+        description="Order of its examples: new in every epoch, or as they were written (a curriculum is prepared so).",
+    )
+
+
+class HeldOutConfig(Section):
     path: str = Field(description="Directory of prepared shards, as maxlm-prep wrote it.")
 
 
@@ -16,16 +30,27 @@ class StageConfig(Section):
     weights: dict[str, Annotated[Real, Field(ge=0)]] = Field(
         description="Share of the slots per source; normalised to a sum of 1."
     )
+    seq_len: SeqLen | None = Field(
+        None, description="Length of an example in this stage, in tokens; null for data.seq_len."
+    )
+    batch_tokens: Tokens | None = Field(
+        None, description="Slots per optimizer step in this stage; null for train.batch_tokens."
+    )
 
 
 class DataConfig(Section):
-    seq_len: Count = Field(description="Length of one training example in tokens.")
+    seq_len: SeqLen = Field(description="Length of one training example in tokens.")
     sources: dict[Name, SourceConfig] = Field(min_length=1, description="Training sources by name.")
     mixture: list[StageConfig] = Field(
-        min_length=1, max_length=1, description="The mixture of sources, as a list of one stage."
+        min_length=1, description="Stages of the run, in order; the last one has no end but the run's."
+    )
+    exhausted: Literal["stop", "renormalise"] = Field(
+        "stop",
+        description="What happens when a source has been read max_epochs times: the run stops there, or goes on with "
+        "the shares of the others.",
     )
     mask_documents: bool = Field(True, description="No attention across documents; positions restart.")
-    validation: dict[Name, SourceConfig] = Field({}, description="Held-out sources by name.")
+    validation: dict[Name, HeldOutConfig] = Field({}, description="Held-out sources by name.")
     verify: Literal["checksums", "sizes"] = Field(
         "checksums",
         description="What is checked before training: every byte against its checksum, or file sizes alone.",

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from maxlm.config.data import DataConfig
+from maxlm.config.data import DataConfig, StageConfig
 from maxlm.config.model import ModelConfig
 from maxlm.config.section import Count, Decay, Fraction, Integer, Name, Real, Section, Tokens
 
@@ -285,24 +285,50 @@ class Config(Section):
         """Length of the run in slots."""
         return self.train.total_tokens or sum(stage.tokens for stage in self.data.mixture)
 
+    @property
+    def shapes(self) -> list[tuple[int, int]]:
+        """(examples per step, tokens per example) of every stage, in order, each shape once."""
+        return list(dict.fromkeys(self.shape_of(stage) for stage in self.data.mixture))
+
+    def shape_of(self, stage: StageConfig) -> tuple[int, int]:
+        """(examples per step, tokens per example) of a stage."""
+        seq_len = stage.seq_len or self.data.seq_len
+        return (stage.batch_tokens or self.train.batch_tokens) // seq_len, seq_len
+
+    def with_shape(self, batch_size: int, seq_len: int) -> "Config":
+        """The configuration of a run whose steps all have this shape."""
+        data = self.data.model_copy(update={"seq_len": seq_len})
+        train = self.train.model_copy(update={"batch_tokens": batch_size * seq_len})
+        return self.model_copy(update={"data": data, "train": train})
+
     @model_validator(mode="after")
     def _check(self) -> "Config":
-        batch, seq_len, parts = self.train.batch_tokens, self.data.seq_len, self.train.accumulate
-        unit = seq_len * parts
+        self._check_shape("train.batch_tokens", "data.seq_len", self.train.batch_tokens, self.data.seq_len)
+        for number, stage in enumerate(self.data.mixture):
+            batch, seq_len = stage.batch_tokens or self.train.batch_tokens, stage.seq_len or self.data.seq_len
+            names = [
+                f"data.mixture[{number}].{key}" if getattr(stage, key) else f"{section}.{key}"
+                for section, key in (("train", "batch_tokens"), ("data", "seq_len"))
+            ]
+            self._check_shape(*names, batch, seq_len)
+        return self
+
+    def _check_shape(self, batch_name: str, length_name: str, batch: int, seq_len: int) -> None:
+        unit = seq_len * self.train.accumulate
         if batch % unit:
             raise ValueError(
-                f"train.batch_tokens must be a multiple of data.seq_len x train.accumulate = {seq_len} x {parts} = "
-                f"{unit}, found {batch}; the nearest that works is {max(1, round(batch / unit)) * unit}"
+                f"{batch_name} must be a multiple of {length_name} x train.accumulate = {seq_len} x "
+                f"{self.train.accumulate} = {unit}, found {batch}; the nearest that works is "
+                f"{max(1, round(batch / unit)) * unit}"
             )
         if (rows := self.model.learned_positions) is not None and seq_len > rows:
             raise ValueError(
-                f"data.seq_len must be at most model.learned_positions, found {seq_len} and {rows}; a longer sequence "
+                f"{length_name} must be at most model.learned_positions, found {seq_len} and {rows}; a longer sequence "
                 "has no positions"
             )
         # Target tokens per source are summed in uint32 on the device between two log lines.
         if (found := batch * self.logging.every_steps) >= 2**32:
             raise ValueError(
-                f"train.batch_tokens x logging.every_steps must be below 2^32, found {found}; "
+                f"{batch_name} x logging.every_steps must be below 2^32, found {found}; "
                 f"logging.every_steps of at most {max(1, (2**32 - 1) // batch)} works"
             )
-        return self

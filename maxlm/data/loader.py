@@ -1,4 +1,4 @@
-"""Reading batches: sources are opened and checked, steps are random access, Grain reads them ahead.
+"""Reading batches: steps are random access, and Grain reads them ahead.
 
 The batch of a step depends on (seed, manifests, schedule, step) alone. A host reads the rows of the global batch
 that its devices hold, whichever they are, so any split of the rows gives the same global batch.
@@ -6,52 +6,18 @@ that its devices hold, whichever they are, so any split of the rows gives the sa
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from maxlm.config import DataConfig
-from maxlm.data import mixture, order, packing
-from maxlm.data.packing import Batch
+from maxlm.data import concat, order, packing
+from maxlm.data.packing import Batch, Text
+from maxlm.data.schedule import Schedule
 from maxlm.data.shards import Shards
-from maxlm.errors import ConfigError, DataError
+from maxlm.data.sources import Source
 
 if TYPE_CHECKING:
     from grain import DatasetIterator, IterDataset, MapDataset
-
-
-class Sources(NamedTuple):
-    """Opened sources by name, in the order of the configuration."""
-
-    train: dict[str, Shards]
-    validation: dict[str, Shards]
-
-
-def open_sources(data: DataConfig, vocab_size: int) -> Sources:
-    """Open every source of the configuration and check that they fit together and fit the model.
-
-    Raises `DataError` for a directory that is missing, unreadable or empty, `ConfigError` where tokenizers differ
-    or have more ids than the model's vocabulary.
-    """
-    sources = Sources(
-        *({name: Shards(s.path) for name, s in group.items()} for group in (data.sources, data.validation))
-    )
-    everything = [*sources.train.values(), *sources.validation.values()]
-    first = everything[0]
-    for shards in everything:
-        if len(shards) < 2:
-            raise DataError(f"{shards.directory}: holds {len(shards)} tokens; expected at least one document")
-        if shards.manifest.tokenizer.hash != first.manifest.tokenizer.hash:
-            raise ConfigError(
-                f"data: {first.directory} and {shards.directory} were prepared with different tokenizers; "
-                "prepare them with the same one"
-            )
-    if (needed := first.manifest.tokenizer.vocab_size) > vocab_size:
-        raise ConfigError(
-            f"model.vocab_size is {vocab_size}, the tokenizer of {first.directory} has {needed} ids; set it to at "
-            f"least {needed}, for example {-(-needed // 128) * 128} (a multiple of 128)"
-        )
-    return sources
 
 
 class Batches:
@@ -60,51 +26,50 @@ class Batches:
     Args:
         sources: training sources by name; the `sources` of a batch index this order.
         schedule: of the run; another schedule needs another `Batches`.
-        seed: of the run.
-        rows: the rows of the global batch to read, ascending or not; the batch has them in this order.
+        rows: the rows to read of the global batch, ascending or not, by the number of examples that it has; a batch
+            has them in this order.
         num_steps: steps of the run, the length of the source.
-        mask_documents: as in `packing.concat`.
+        mask_documents: as in `packing.assemble`.
     """
 
     def __init__(
         self,
-        sources: Mapping[str, Shards],
-        schedule: mixture.Schedule,
+        sources: Mapping[str, Source],
+        schedule: Schedule,
         *,
-        seed: int,
-        rows: Sequence[int],
+        rows: Mapping[int, Sequence[int]],
         num_steps: int,
         mask_documents: bool = True,
     ):
-        self.names = tuple(sources)
-        self.schedule, self.seed, self.num_steps, self.mask_documents = schedule, seed, num_steps, mask_documents
-        self.rows = np.asarray(rows, np.int64)
-        self._shards = list(sources.values())
-        self._ids = np.array([order.source_id(name) for name in self.names], np.uint64)
+        self.names, self._sources = tuple(sources), list(sources.values())
+        self.schedule, self.num_steps, self.mask_documents = schedule, num_steps, mask_documents
+        self.rows = {size: np.asarray(numbers, np.int64) for size, numbers in rows.items()}
 
     def __len__(self) -> int:
         return self.num_steps
 
     def __getitem__(self, step: int) -> Batch:
         """The rows of one step: tokens, targets, segment_ids, positions int32 [R, S], weights float32 [R, S] and
-        sources int32 [R], which index `names`."""
-        first, batch_size = mixture.examples_of_step(self.schedule, step)
-        if self.rows.max() >= batch_size:
-            raise ValueError(f"row {self.rows.max()} of step {step}, which has {batch_size} examples")
-        source, window = self.windows(first + self.rows)
-        windows = [
-            (self._shards[index], number) for index, number in zip(source.tolist(), window.tolist(), strict=True)
-        ]
-        batch = packing.concat(windows, self.schedule[-1].seq_len, self.mask_documents)
+        sources int32 [R], which index `names`. Rows behind the step's last example are empty."""
+        span = self.schedule.span(step)
+        rows = self.rows[span.batch_size]
+        if rows.max() >= span.batch_size:
+            raise ValueError(f"row {rows.max()} of step {step}, which has {span.batch_size} examples")
+        real = np.flatnonzero(rows < span.examples)
+        source = np.zeros(len(rows), np.int64)
+        texts: list[Text | None] = [None] * len(rows)
+        if len(real):
+            source[real], block, window = self.windows(span.first_example + rows[real], span.seq_len)
+            for row, *place in zip(real.tolist(), block.tolist(), window.tolist(), strict=True):
+                texts[row] = self._sources[source[row]].read(span.seq_len, *place)
+        batch = packing.assemble(texts, span.seq_len, self.mask_documents)
         return batch | {"sources": source.astype(np.int32)}
 
-    def windows(self, examples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Source (index into `names`) and window of each example, both int64 of the same shape."""
-        seq_len = self.schedule[-1].seq_len
-        source, position = mixture.locate(self.schedule, examples, self.names)
-        windows = np.array([order.num_windows(len(shards), seq_len) for shards in self._shards])
-        per_block = order.windows_per_block(seq_len)
-        return source, order.window_order(position, windows[source], per_block, self.seed, self._ids[source])
+    def windows(self, examples: np.ndarray, seq_len: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Source (index into `names`), block and window of examples of one length, int64 of the same shape."""
+        source, position = self.schedule.locate(examples, self.names)
+        orders = [source.order(seq_len) for source in self._sources]
+        return source, *order.window_order(orders, source, position)
 
 
 def batches(source: Batches, *, start_step: int = 0, workers: int = 0, prefetch: int = 4) -> "DatasetIterator[Batch]":
@@ -152,10 +117,20 @@ def sequential(
     """The first `sequences` windows of a held-out source (None for all) in written order, as batches of one shape.
 
     A global batch has `batch_size` examples, of which this yields `rows`; the last batch is filled up with empty
-    rows. The batches are those of `packing.concat`.
+    rows. The batches are those of `packing.assemble`.
     """
-    available = order.num_windows(len(shards), seq_len)
-    total = available if sequences is None else min(sequences, available)
+    sizes = concat.sizes(len(shards), seq_len)
+    starts, total = np.concatenate([[0], np.cumsum(sizes)]), num_sequences(shards, seq_len, sequences)
+
+    def read(number: int) -> Text | None:
+        block = int(starts.searchsorted(number, "right")) - 1
+        return concat.read_window(shards, seq_len, block, number - int(starts[block])) if number < total else None
+
     for first in range(0, total, batch_size):
-        windows = [(shards, first + row) if first + row < total else None for row in rows]
-        yield packing.concat(windows, seq_len, mask_documents)
+        yield packing.assemble([read(first + row) for row in rows], seq_len, mask_documents)
+
+
+def num_sequences(shards: Shards, seq_len: int, sequences: int | None) -> int:
+    """Windows of a held-out source that are read: the first `sequences`, all of them for None."""
+    available = int(concat.sizes(len(shards), seq_len).sum())
+    return available if sequences is None else min(sequences, available)

@@ -1,19 +1,21 @@
-"""Which source an example comes from, and which of that source's windows it is: a pure function of the schedule.
+"""Which source an example comes from, and which of that source's examples it is, in closed form.
 
-Shares are integers out of 2^30. The sources of the first j examples are counted in closed form on a balanced
-binary tree: at a node with W units, of which V lie in its left half, floor((V j + W // 2) / W) of its first j
-examples go left. That count never falls and rises by at most one per example, so every example has one source
-and a number within it, and nothing has to be remembered.
+Shares are integers out of 2^30. The sources of the first j examples are counted on a balanced binary tree: at a node
+with W units, of which V lie in its left half, floor((V j + phase) / W) of its first j examples go left, where phase is
+W / 2 at the start of a run. That count never falls and rises by at most one per example, so every example has one
+source and a number within it, and nothing has to be remembered.
 
-A run's schedule is a list of segments. An edited mixture, another batch size and a rewind each append a segment
-that goes on where the last one stopped reading, per source; nothing that was read is ever taken back. The whole
-state of the loader is `{"examples": g, "schedule": to_json(schedule)}`.
+The bound: with n sources of weights w_i, the number k of examples of source i among the first j keeps
+|k - j w_i / sum(w)| <= ceil(log2(n)) / 2 at every j. A node rounds by at most 1/2, and passes its parent's error on
+scaled down. To that the quantisation of shares adds less than j / 2^30, unless there are sources below one unit.
+
+When shares change, each node goes on with the remainder that it had, as its phase under the new shares: shares that
+stay the same are apportioned as if nothing had happened, and one that is below an example per segment is not lost to
+rounding over and over. Counted from a change on, a node is off by less than 1, so the bound is twice the one above.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -21,90 +23,6 @@ from numpy.typing import ArrayLike, NDArray
 UNITS = 2**30
 
 Ints = NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class Segment:
-    """A span of the run with one mixture and one batch size; names of sources are kept in sorted order."""
-
-    first_step: int
-    first_example: int
-    batch_size: int  # examples per step
-    seq_len: int  # tokens per example
-    weights: Mapping[str, int]  # units out of 2^30 per source
-    offsets: Mapping[str, int]  # windows of each source that were read before the segment
-
-
-Schedule = tuple[Segment, ...]
-
-
-def start(weights: Mapping[str, float], batch_size: int, seq_len: int) -> Schedule:
-    """The schedule of a new run; weights are shares of any sum."""
-    units = quantise(weights)
-    return (Segment(0, 0, batch_size, seq_len, units, dict.fromkeys(units, 0)),)
-
-
-def append(
-    schedule: Schedule,
-    step: int,
-    example: int,
-    *,
-    weights: Mapping[str, float] | None = None,
-    batch_size: int | None = None,
-) -> Schedule:
-    """The schedule that from `step` on reads the examples from number `example` on.
-
-    What was read before that example stays read: every source goes on where it stopped. `step` may lie before
-    earlier segments (a rewind). A source that `weights` leaves out keeps its place with weight 0.
-    """
-    last = schedule[-1]
-    if step < 0 or example < last.first_example:
-        raise ValueError(f"a segment from step {step}, example {example} cannot follow example {last.first_example}")
-    read = counts(example - last.first_example, list(last.weights.values())).tolist()
-    offsets = {name: last.offsets[name] + more for name, more in zip(last.weights, read, strict=True)}
-    units = last.weights if weights is None else quantise(dict.fromkeys(offsets, 0.0) | dict(weights))
-    offsets = {name: offsets.get(name, 0) for name in units}
-    return (*schedule, Segment(step, example, batch_size or last.batch_size, last.seq_len, units, offsets))
-
-
-def examples_of_step(schedule: Schedule, step: int) -> tuple[int, int]:
-    """The first example of a step, and how many it has; of segments that overlap in steps the later one counts."""
-    segment = next(segment for segment in reversed(schedule) if segment.first_step <= step)
-    return segment.first_example + (step - segment.first_step) * segment.batch_size, segment.batch_size
-
-
-def locate(schedule: Schedule, examples: ArrayLike, names: Sequence[str]) -> tuple[Ints, Ints]:
-    """Source and position within the source of each example.
-
-    Args:
-        examples: numbers of examples, int64, any shape.
-        names: sources in the order that the answer counts them in; at least those with a weight (`KeyError` if not).
-    Returns: (index into names, number of the source's windows read before), both int64 of the shape of examples.
-    """
-    examples = np.asarray(examples, np.int64)
-    place = {name: number for number, name in enumerate(names)}
-    firsts = [segment.first_example for segment in schedule]
-    owner = np.searchsorted(firsts, examples, "right") - 1
-    source, position = np.zeros_like(examples), np.zeros_like(examples)
-    for number in np.unique(owner):
-        segment, mask = schedule[number], owner == number
-        index, count = assign(examples[mask] - segment.first_example, list(segment.weights.values()))
-        source[mask] = np.array([place[name] if units else -1 for name, units in segment.weights.items()])[index]
-        position[mask] = np.array(list(segment.offsets.values()))[index] + count
-    return source, position
-
-
-def to_json(schedule: Schedule) -> list[dict[str, Any]]:
-    """The schedule as lists, dictionaries, strings and integers."""
-    return [asdict(segment) for segment in schedule]
-
-
-def from_json(values: Sequence[dict[str, Any]]) -> Schedule:
-    """The inverse of `to_json`, whatever the order of the keys."""
-    return tuple(
-        Segment(**segment | {key: dict(sorted(segment[key].items())) for key in ("weights", "offsets")})
-        for segment in values
-    )
 
 
 def quantise(weights: Mapping[str, float]) -> dict[str, int]:
@@ -126,47 +44,104 @@ def quantise(weights: Mapping[str, float]) -> dict[str, int]:
     return units
 
 
-def assign(examples: ArrayLike, weights: Sequence[int]) -> tuple[Ints, Ints]:
-    """Source of each example and its number within the source, for 0 <= example < 2^62 and integer weights.
+class Shares:
+    """The apportionment of examples, numbered from 0, to sources.
 
-    The number k of examples of source i among the first j keeps |k - j w_i / sum(w)| <= ceil(log2(n)) / 2 at
-    every j, with n sources: a node rounds by at most 1/2, and passes its parent's error on scaled down. To that
-    the quantisation of shares adds less than j / 2^30, unless there are sources below one unit.
+    Args:
+        units: weight of each source, integers; not all 0.
+        phases: one number per inner node of the tree, below the node's units; None for the start of a run.
     """
-    number = np.asarray(examples, np.int64)
-    sums = np.concatenate([[0], np.cumsum(weights, dtype=np.int64)])
-    low, high = np.zeros_like(number), np.full_like(number, len(weights))
-    for _ in range(_levels(len(weights))):
-        middle = (low + high) // 2
-        part, whole = sums[middle] - sums[low], sums[high] - sums[low]
-        left = _share(number, part, whole)
-        goes_left = _share(number + 1, part, whole) > left
-        number = np.where(goes_left, left, number - left)
-        low, high = np.where(goes_left, low, middle), np.where(goes_left, middle, high)
-    return low, number
+
+    def __init__(self, units: Sequence[int], phases: Sequence[int] | None = None):
+        self.units = tuple(units)
+        self._sums = np.concatenate([[0], np.cumsum(self.units, dtype=np.int64)])
+        # A node is known by where it parts its sources: every place between two sources parts one node.
+        self._halves = {middle: (low, high) for low, middle, high in _nodes(0, len(self.units))}
+        self.phases = tuple(phases or (self._unit(*self._halves[m]) // 2 for m in range(1, len(self.units))))
+        self._phase = np.array((0, *self.phases), np.int64)
+
+    def assign(self, examples: ArrayLike) -> tuple[Ints, Ints]:
+        """Source of each example and its number within the source, for 0 <= example < 2^62."""
+        number = np.asarray(examples, np.int64)
+        low, high = np.zeros_like(number), np.full_like(number, len(self.units))
+        for _ in range(_levels(len(self.units))):
+            middle = (low + high) // 2
+            left = self._left(number, low, middle, high)
+            goes_left = self._left(number + 1, low, middle, high) > left
+            number = np.where(goes_left, left, number - left)
+            low, high = np.where(goes_left, low, middle), np.where(goes_left, middle, high)
+        return low, number
+
+    def counts(self, examples: ArrayLike) -> Ints:
+        """How many of the first `examples` examples belong to each source: int64 [..., sources]."""
+        source = np.arange(len(self.units))
+        number = np.repeat(np.asarray(examples, np.int64)[..., None], len(self.units), axis=-1)
+        low, high = np.zeros_like(source), np.full_like(source, len(self.units))
+        for _ in range(_levels(len(self.units))):
+            middle = (low + high) // 2
+            left = self._left(number, low, middle, high)
+            goes_left = source < middle
+            number = np.where(goes_left, left, number - left)
+            low, high = np.where(goes_left, low, middle), np.where(goes_left, middle, high)
+        return number
+
+    def example_of(self, source: int, number: int) -> int:
+        """The inverse of `assign`: the example that is number `number` (from 0) of a source with a weight."""
+        # The count of the first j examples lies within the number of levels of j w / sum(w).
+        turn = sum(self.units) // self.units[source] + 1
+        middle, margin = number * sum(self.units) // self.units[source], (_levels(len(self.units)) + 2) * turn
+        low, high = max(0, middle - margin), middle + margin
+        while low < high:  # the first example after which the source has more than `number`
+            half = (low + high) // 2
+            if self._count(source, half + 1) > number:
+                high = half
+            else:
+                low = half + 1
+        return low
+
+    def after(self, examples: int, units: Sequence[int]) -> "Shares":
+        """The apportionment that goes on after so many examples, with other weights of the same sources."""
+        phases, counts = [], self.counts(examples).tolist()
+        for middle in range(1, len(units)):
+            low, high = self._halves[middle]
+            whole, new = self._unit(low, high), sum(units[low:high])
+            number = sum(counts[low:high])
+            remainder = (self._unit(low, middle) * number + self.phases[middle - 1]) % whole if whole else 0
+            phases.append(remainder * new // whole if whole else new // 2)
+        return Shares(units, phases)
+
+    def _unit(self, low: int, high: int) -> int:
+        return int(self._sums[high] - self._sums[low])
+
+    def _left(self, number: Ints, low: Ints, middle: Ints, high: Ints) -> Ints:
+        """How many of a node's first examples go left: 0 where the node is a source, with nothing to its left.
+
+        floor((part * number + phase) / whole), exactly: number is split so that no product passes 2^62.
+        """
+        part, whole = self._sums[middle] - self._sums[low], self._sums[high] - self._sums[low]
+        whole = np.maximum(whole, 1)  # a node without weight holds no examples
+        turns, rest = np.divmod(number, whole)
+        return np.where(middle > low, part * turns + (part * rest + self._phase[middle]) // whole, 0)
+
+    def _count(self, source: int, examples: int) -> int:
+        """`counts` of one source in Python's integers, which are faster for a single number and never overflow."""
+        low, high, number = 0, len(self.units), examples
+        while high - low > 1:
+            middle = (low + high) // 2
+            part, whole = self._unit(low, middle), max(self._unit(low, high), 1)
+            left = (part * number + self.phases[middle - 1]) // whole
+            low, high, number = (low, middle, left) if source < middle else (middle, high, number - left)
+        return number
 
 
-def counts(examples: ArrayLike, weights: Sequence[int]) -> Ints:
-    """How many of the first `examples` examples belong to each source: int64 [..., sources]."""
-    sums = np.concatenate([[0], np.cumsum(weights, dtype=np.int64)])
-    source = np.arange(len(weights))
-    number = np.repeat(np.asarray(examples, np.int64)[..., None], len(weights), axis=-1)
-    low, high = np.zeros_like(source), np.full_like(source, len(weights))
-    for _ in range(_levels(len(weights))):
+def _nodes(low: int, high: int) -> Iterator[tuple[int, int, int]]:
+    """The inner nodes over the sources low..high-1: where each begins, parts and ends."""
+    if high - low > 1:
         middle = (low + high) // 2
-        left = _share(number, sums[middle] - sums[low], sums[high] - sums[low])
-        goes_left = source < middle
-        number = np.where(goes_left, left, number - left)
-        low, high = np.where(goes_left, low, middle), np.where(goes_left, middle, high)
-    return number
+        yield low, middle, high
+        yield from _nodes(low, middle)
+        yield from _nodes(middle, high)
 
 
 def _levels(sources: int) -> int:
     return (sources - 1).bit_length()
-
-
-def _share(number: Ints, part: Ints, whole: Ints) -> Ints:
-    """floor((part * number + whole // 2) / whole), exactly: number is split so that no product passes 2^62."""
-    whole = np.maximum(whole, 1)  # a node without weight holds no examples
-    turns, rest = np.divmod(number, whole)
-    return part * turns + (part * rest + whole // 2) // whole

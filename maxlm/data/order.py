@@ -1,21 +1,23 @@
 """The order in which a source's windows are read: a pure function of (seed, source, position).
 
-A source is cut into blocks of a fixed range of tokens. Blocks come in a seeded order, and so do the windows
-inside each block; both orders are new in every epoch. Reading stays within one block for a while, so the pages
-of a shard file are read together, yet no list of windows is ever stored: position -> window is closed form, in
-both directions, for any number of windows.
+A source is cut into blocks of a fixed range of tokens, the same whatever the length of a window; packing says how many
+windows each block has. Blocks come in a seeded order, and so do the windows inside each block; both orders are new in
+every epoch. Reading stays within one block for a while, so the pages of a shard file are read together, yet no list of
+windows is ever stored: what is held is some numbers per block of 2^24 tokens, and position -> window is closed form
+from there, in both directions.
 
 Everything here is vectorised over int64 arrays and follows numpy's broadcasting. The order is part of what a
 checkpoint means: whatever changes a single value raises `VERSION`.
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-VERSION = 1
+VERSION = 2
 BLOCK_TOKENS = 2**24
 MAX_SIZE = 2**62  # sizes of permutations; the sums inside stay below 2^64
 
@@ -55,55 +57,101 @@ def unpermute(index: ArrayLike, n: ArrayLike, key: ArrayLike) -> Ints:
     return _walk(_decrypt, index, n, key)
 
 
-def num_windows(tokens: int, seq_len: int) -> int:
-    """Windows of a source: each token but the last is the input, and each but the first the target, of one."""
-    return -(-(tokens - 1) // seq_len)
-
-
-def windows_per_block(seq_len: int) -> int:
-    """Windows of a whole block; the last block of a source may hold fewer."""
-    return max(1, BLOCK_TOKENS // seq_len)
-
-
-def window_order(position: ArrayLike, windows: ArrayLike, per_block: int, seed: int, source: ArrayLike) -> Ints:
-    """The window that is read at a position of the endless sequence of a source's epochs.
+class SourceOrder:
+    """The endless sequence of one source's windows, epoch after epoch.
 
     Args:
-        position: how many windows of the source were read before; epoch = position // windows.
-        windows: number of windows of the source.
-        per_block: windows of a whole block.
+        sizes: windows of each block, int64 [blocks]; not all 0.
         seed: of the run.
         source: `source_id` of the source.
-    Returns: window numbers in 0..windows-1; each epoch has each of them once.
+        shuffled: False reads the windows as they were written, in every epoch.
     """
-    position, windows = np.asarray(position, np.int64), np.asarray(windows, np.int64)
-    epoch, position = np.divmod(position, windows)
-    blocks, short, last_place, block_key = _blocks(windows, per_block, seed, source, epoch)
-    # Behind the short block, count as if it were whole.
-    place, offset = np.divmod(position + (position >= last_place * per_block + short) * (per_block - short), per_block)
-    block = permute(place, blocks, block_key)
-    size = np.where(block == blocks - 1, short, per_block)
-    return block * per_block + permute(offset, size, derive_key(seed, source, epoch, _LEVEL_WINDOWS, block))
+
+    def __init__(self, sizes: ArrayLike, seed: int, source: int, shuffled: bool = True):
+        self.sizes = np.asarray(sizes, np.int64)
+        self.seed, self.source, self.shuffled = seed, source, shuffled
+        self._written = np.concatenate([[0], np.cumsum(self.sizes)])
+        self.windows = int(self._written[-1])  # of an epoch
+        self._epoch = lru_cache(maxsize=4)(self._epoch_table)
+
+    def __getstate__(self):
+        return {name: getattr(self, name) for name in ("sizes", "seed", "source", "shuffled")}
+
+    def __setstate__(self, state):
+        self.__init__(**state)
+
+    def place(self, position: Ints) -> tuple[Ints, Ints, Ints]:
+        """Epoch, block, and how many windows of the block were read before, of each position."""
+        epoch, rest = np.divmod(position, self.windows)
+        if self._in_turn:
+            block = self._written.searchsorted(rest, "right") - 1
+            return epoch, block, rest - self._written[block]
+        block, offset = np.empty_like(rest), np.empty_like(rest)
+        for number in np.unique(epoch).tolist():  # a source of several blocks has few epochs in a batch
+            mask = epoch == number
+            blocks, starts = self._epoch(number)
+            turn = starts.searchsorted(rest[mask], "right") - 1
+            block[mask], offset[mask] = blocks[turn], rest[mask] - starts[turn]
+        return epoch, block, offset
+
+    def position(self, epoch: int, block: int, window: int) -> int:
+        """The position at which an epoch reads a window of a block."""
+        offset = window
+        if self.shuffled:
+            key = derive_key(self.seed, self.source, epoch, _LEVEL_WINDOWS, block)
+            offset = int(unpermute(window, self.sizes[block], key))
+        return epoch * self.windows + self._start(epoch, self._turn(epoch, block)) + offset
+
+    def next_block(self, position: int, other: "SourceOrder") -> tuple[int, int]:
+        """Where windows of another length go on: at the next block of the same epoch that nothing was read of.
+
+        Returns: the position in `other`, the same source in windows of the other length, and the number of this
+        order's windows that neither reads.
+        """
+        epoch, block, offset = (int(part[0]) for part in self.place(np.array([position], np.int64)))
+        turn = self._turn(epoch, block) + (offset > 0)
+        return epoch * other.windows + other._start(epoch, turn), int(self.sizes[block] - offset) if offset else 0
+
+    @property
+    def _in_turn(self) -> bool:
+        return not self.shuffled or len(self.sizes) == 1
+
+    def _turn(self, epoch: int, block: int) -> int:
+        """How many blocks an epoch reads before a block."""
+        return block if self._in_turn else int(unpermute(block, len(self.sizes), self._block_key(epoch)))
+
+    def _start(self, epoch: int, turn: int) -> int:
+        """How many windows an epoch has read before its block number `turn`."""
+        return int(self._written[turn] if self._in_turn else self._epoch(epoch)[1][turn])
+
+    def _epoch_table(self, epoch: int) -> tuple[Ints, Ints]:
+        """Blocks in the order of an epoch, and how many windows were read before each, and after the last."""
+        blocks = permute(np.arange(len(self.sizes)), len(self.sizes), self._block_key(epoch))
+        return blocks, np.concatenate([[0], np.cumsum(self.sizes[blocks])])
+
+    def _block_key(self, epoch: int) -> Keys:
+        return derive_key(self.seed, self.source, epoch, _LEVEL_BLOCKS)
 
 
-def window_position(
-    window: ArrayLike, epoch: ArrayLike, windows: ArrayLike, per_block: int, seed: int, source: ArrayLike
-) -> Ints:
-    """The inverse of `window_order`: the position at which an epoch reads a window."""
-    window, epoch, windows = (np.asarray(value, np.int64) for value in (window, epoch, windows))
-    blocks, short, last_place, block_key = _blocks(windows, per_block, seed, source, epoch)
-    block, offset = np.divmod(window, per_block)
-    size = np.where(block == blocks - 1, short, per_block)
-    offset = unpermute(offset, size, derive_key(seed, source, epoch, _LEVEL_WINDOWS, block))
-    place = unpermute(block, blocks, block_key)
-    return epoch * windows + place * per_block + offset - (place > last_place) * (per_block - short)
+def window_order(orders: Sequence[SourceOrder], source: ArrayLike, position: ArrayLike) -> tuple[Ints, Ints]:
+    """The windows that are read at positions of sources, all of one run.
 
-
-def _blocks(windows: Ints, per_block: int, seed: int, source: ArrayLike, epoch: Ints) -> tuple[Ints, Ints, Ints, Keys]:
-    """Number of blocks, windows in the last one, the place where an epoch reads that one, key of the order."""
-    blocks = -(-windows // per_block)
-    key = derive_key(seed, source, epoch, _LEVEL_BLOCKS)
-    return blocks, windows - (blocks - 1) * per_block, unpermute(blocks - 1, blocks, key), key
+    Args:
+        orders: of the sources.
+        source: index into orders, int64 of any shape.
+        position: how many windows of the source were read before, of the same shape.
+    Returns: (block, window of the block), int64 of the same shape; each epoch has each window once.
+    """
+    source, position = np.asarray(source, np.int64), np.asarray(position, np.int64)
+    epoch, block, offset, size = (np.zeros_like(position) for _ in range(4))
+    for number in np.unique(source).tolist():
+        mask = source == number
+        epoch[mask], block[mask], offset[mask] = orders[number].place(position[mask])
+        size[mask] = orders[number].sizes[block[mask]]
+    ids = np.array([order.source for order in orders], np.uint64)[source]
+    # One call for all sources: a permutation of a few numbers costs as much as one of a thousand.
+    shuffled = permute(offset, size, derive_key(orders[0].seed, ids, epoch, _LEVEL_WINDOWS, block))
+    return block, np.where(np.array([order.shuffled for order in orders])[source], shuffled, offset)
 
 
 def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:

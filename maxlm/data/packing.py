@@ -1,27 +1,25 @@
-"""Concat packing: windows of a source's token stream become the rows of a batch.
-
-A window is a span of the flat stream, so nothing is cut away, and no slot is empty but in a source's last window.
-Dimensions in the docstrings: R rows of the batch, S positions of a row.
-"""
+"""From windows to the rows of a batch. Dimensions in the docstrings: R rows of the batch, S positions of a row."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from maxlm.data.shards import Shards
-
 Batch = dict[str, NDArray]
-Window = tuple[Shards, int]
 
 _NO_ENDS = np.zeros(0, np.int64)
 
 
-def concat(windows: Sequence[Window | None], seq_len: int, mask_documents: bool) -> Batch:
-    """Read windows into the rows of a batch.
+class Text(NamedTuple):
+    """What a window holds: at most S tokens, and one more that is only a target."""
 
-    Window k of a source reads its tokens kS .. kS+S: the first S are inputs, the last S targets. A window that ends
-    beyond the source is padded, and a row without a window (None) is all padding: segment 0, weight 0.
+    tokens: NDArray  # integers [n + 1], n <= S
+    ends: NDArray[np.int64]  # exclusive ends, within 1..n, of the documents that end in the window
+
+
+def assemble(texts: Sequence[Text | None], seq_len: int, mask_documents: bool) -> Batch:
+    """The rows of a batch from their windows; a row without one (None) is all padding: segment 0, weight 0.
 
     With `mask_documents`, segment_ids number the documents of a window from 1, positions restart at 0 with each of
     them and at the window's start, and the last token of a document, whose successor belongs to another one, has
@@ -30,22 +28,15 @@ def concat(windows: Sequence[Window | None], seq_len: int, mask_documents: bool)
 
     Returns: tokens, targets, segment_ids, positions: int32 [R, S]; weights: float32 [R, S], 1 where the target counts.
     """
-    shape = (len(windows), seq_len)
+    shape = (len(texts), seq_len)
     tokens, targets = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
-    document_ends, lengths = [], []  # per row: ends within it, and how many positions are not padding
-    for row, window in enumerate(windows):
-        length, ends = 0, _NO_ENDS
-        if window is not None:
-            shards, first = window[0], window[1] * seq_len
-            length = min(seq_len, len(shards) - 1 - first)
-            text = shards.read(first, first + length + 1)
-            tokens[row, :length] = text[:-1]
-            targets[row, :length] = text[1:]
-            if mask_documents:
-                ends = shards.ends(first, first + length) - first
-        document_ends.append(ends)
-        lengths.append(length)
-    return {"tokens": tokens, "targets": targets} | _segments(document_ends, lengths, seq_len)
+    lengths = [len(text.tokens) - 1 if text is not None else 0 for text in texts]
+    for row, (text, length) in enumerate(zip(texts, lengths, strict=True)):
+        if text is not None:
+            tokens[row, :length] = text.tokens[:-1]
+            targets[row, :length] = text.tokens[1:]
+    ends = [text.ends if text is not None and mask_documents else _NO_ENDS for text in texts]
+    return {"tokens": tokens, "targets": targets} | _segments(ends, lengths, seq_len)
 
 
 def _segments(ends: Sequence[NDArray[np.int64]], lengths: Sequence[int], seq_len: int) -> Batch:

@@ -11,8 +11,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, PartitionSpec
 
-from maxlm.data.loader import sequential
-from maxlm.data.order import num_windows
+from maxlm.data.loader import num_sequences, sequential
 from maxlm.data.shards import Shards
 from maxlm.model.loss import cross_entropy
 from maxlm.parallel.batch import addressed_rows, place
@@ -51,8 +50,7 @@ def evaluate(
     batches = sequential(
         shards, seq_len=seq_len, sequences=sequences, batch_size=batch_size, rows=rows, mask_documents=mask_documents
     )
-    windows = num_windows(len(shards), seq_len)
-    total = -(-min(sequences or windows, windows) // batch_size)
+    total = -(-num_sequences(shards, seq_len, sequences) // batch_size)
     nll, targets = 0.0, 0
     with jax.set_mesh(mesh):
         results = (_sums(graphdef, chunk, params, place(batch, rows, batch_size, mesh)) for batch in batches)

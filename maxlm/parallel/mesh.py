@@ -74,6 +74,17 @@ def _slices_by_axis(config: MeshConfig, sizes: dict[str, int]) -> dict[str, int]
     return {name: config.slices if name == axis else 1 for name in AXES}
 
 
+def check_shapes(config: Config, mesh: Mesh) -> None:
+    """`check_batch` for the batch of the configuration and those of all stages."""
+    check_batch(config, mesh)
+    for stage in config.data.mixture:
+        batch_size, seq_len = config.shape_of(stage)
+        try:
+            check_batch(config.with_shape(batch_size, seq_len), mesh)
+        except ConfigError as error:
+            raise ConfigError(f"data.mixture, the stage of {batch_size} x {seq_len} tokens a step: {error}") from None
+
+
 def check_batch(config: Config, mesh: Mesh) -> None:
     """Every microbatch must divide evenly over the devices that share the batch, and every sequence over theirs."""
     stages, sizes = mesh.shape["pipeline"], {name: mesh.shape[name] for name in RULES["batch"][1:]}

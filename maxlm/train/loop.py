@@ -39,11 +39,12 @@ def train(config: Config, devices: Sequence[jax.Device] | None = None) -> TrainS
     runtime.setup(config.processes)
     with one_fate(), StopRequest() as stop, Run(config, devices) as run:
         state, position, changes = run.restore(report=print_note)
-        if position.tokens >= config.total_tokens:
+        if position.finished(config.total_tokens):
             print_note(f"{run.dir} is finished: step {position.step:,}, {compact(position.tokens)} tokens")
             return state
         run.begin(position, changes)
-        with Progress(config.name, position.total_steps(config), position.step, shown=is_first()) as progress:
+        total_steps = position.schedule.steps(config.total_tokens)
+        with Progress(config.name, total_steps, position.step, shown=is_first()) as progress:
             return steps(run, state, position, stop, progress)
 
 
@@ -51,21 +52,25 @@ def steps(run: Run, state: TrainState, position: Position, stop: StopRequest, pr
     """The loop: from a state and position to the end of the run."""
     config = run.config
     began = time.monotonic()
-    step = run.step
+    compiled = run.compile(position)
+    compiled[position.span.shape]
     progress.note(f"compiled the step in {time.monotonic() - began:.1f} s")
-    meter = Meter(list(run.mesh.devices.flat), flops_per_token(config.model, config.data.seq_len), run.began)
+    meter = Meter(list(run.mesh.devices.flat), run.began)
     reader, saver, pending = run.batches(position), SaveClock(config), None
 
-    while position.tokens < config.total_tokens:
+    while not position.finished(config.total_tokens):
         trace(run, position.step + 1, progress.total_steps)
-        batch = meter.next_batch(reader)
-        after = position.advanced(config)
-        rate = learning_rate(config.schedule, config.optimizer.lr, after.tokens, config.total_tokens)
-        state, metrics = step(state, batch, run.scalar(rate))
+        run.announce(position, progress.note)
+        if position.changes_data:
+            state = run.reset_window(state)
+        batch, span = meter.next_batch(reader), position.span
+        after, total_tokens = position.advanced(), position.schedule.tokens(config.total_tokens)
+        rate = learning_rate(config.schedule, config.optimizer.lr, after.tokens, total_tokens)
+        state, metrics = compiled[span.shape](state, batch, run.scalar(rate))
         position = after
-        meter.step_started(metrics)
+        meter.step_started(metrics, span.tokens, span.tokens * flops_per_token(config.model, span.seq_len))
 
-        last, stopping = position.tokens >= config.total_tokens, stop.agreed()
+        last, stopping = position.finished(config.total_tokens), stop.agreed()
         evaluating = last or due(position.step, config.eval.every_steps)
         saving = last or stopping or saver.due(position.step)
 
@@ -98,6 +103,7 @@ def steps(run: Run, state: TrainState, position: Position, stop: StopRequest, pr
             run.metrics.log_event("preempted", position.step, signal=stop.signal.name)
             raise stopped(position, stop)
 
+    run.announce(position, progress.note)
     trace(run, position.step + 1, position.step)
     with together():
         run.checkpoints.wait()
@@ -134,7 +140,7 @@ def write_line(run: Run, line: Line, now: Position, meter: Meter, progress: Prog
         | {"learning_rate": line.learning_rate, "skipped": int(sums.skipped)}
         | {"loss_by_source": losses, "tokens_by_source": targets, "bubble": run.bubble}
         | expert_load(sums)
-        | meter.take(line.metrics, run.config.train.batch_tokens)
+        | meter.take(line.metrics)
     )
     run.metrics.log(written)
     progress.update(written)

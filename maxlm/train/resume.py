@@ -14,10 +14,14 @@ FREE = (
 
 # Keys that change what is computed from now on; the change becomes an event of the run.
 RECORDED = (
-    "data.mixture", "train.batch_tokens", "train.total_tokens", "schedule", "precision.compute", "loss.z_loss",
+    "data.mixture", "data.seq_len", "data.exhausted", "train.batch_tokens", "train.total_tokens", "schedule",
+    "precision.compute", "loss.z_loss",
     "optimizer.lr", "optimizer.b1", "optimizer.b2", "optimizer.eps", "optimizer.momentum", "optimizer.weight_decay",
     "optimizer.clip_norm", "faults.deviations",
 )  # fmt: skip
+
+# Of those, the keys that lay out anew what is read.
+LAID_OUT = ("data", "train.batch_tokens")
 
 Changes = dict[str, tuple[Any, Any]]  # dotted key -> (old, new)
 
@@ -25,11 +29,11 @@ Changes = dict[str, tuple[Any, Any]]  # dotted key -> (old, new)
 def recorded_changes(old: Config, new: Config) -> Changes:
     """Changes that are to be recorded; raises `ConfigError` listing those that a run cannot take.
 
-    The path of a source is free: its manifest is compared instead (see `check_manifests`).
+    A source may be added. The path of one is free: its manifest is compared instead (see `check_manifests`).
     """
     changes = differences(old.model_dump(mode="json"), new.model_dump(mode="json"))
     changes = {key: change for key, change in changes.items() if not _is_path(key) and not _under(key, FREE)}
-    refused = {key: change for key, change in changes.items() if not _under(key, RECORDED)}
+    refused = {key: change for key, change in changes.items() if not _under(key, RECORDED) and not _limits(key, change)}
     if refused:
         listed = "; ".join(f"{key}: {before!r} -> {after!r}" for key, (before, after) in sorted(refused.items()))
         raise ConfigError(
@@ -37,6 +41,11 @@ def recorded_changes(old: Config, new: Config) -> Changes:
             "set them back, or choose another name"
         )
     return changes
+
+
+def change_data(changes: Changes) -> bool:
+    """Whether changes ask for other data from now on."""
+    return any(_under(key, LAID_OUT) for key in changes)
 
 
 def check_manifests(old: dict[str, str], new: dict[str, str], config: Config) -> None:
@@ -65,3 +74,11 @@ def _under(key: str, parents: tuple[str, ...]) -> bool:
 
 def _is_path(key: str) -> bool:
     return key.startswith("data.sources.") and key.endswith(".path")
+
+
+def _limits(key: str, change: tuple[Any, Any]) -> bool:
+    """Whether a change adds a source, or says how often one may be read."""
+    parts = key.split(".")
+    if parts[:2] != ["data", "sources"]:
+        return False
+    return (len(parts) == 3 and change[0] is None) or parts[3:] == ["max_epochs"]

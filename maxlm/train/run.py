@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from functools import cached_property
 from importlib.metadata import version
+from itertools import count
 from typing import Any, Self
 
 import jax
@@ -18,29 +19,28 @@ from maxlm import checkpoint
 from maxlm import config as configuration
 from maxlm.checkpoint import Checkpoints
 from maxlm.config import Config
-from maxlm.data.loader import Batches, batches, open_sources
+from maxlm.data.loader import Batches, batches
+from maxlm.data.sources import open_sources
 from maxlm.errors import ConfigError, DivergedError, SaveError
 from maxlm.evaluate.perplexity import evaluate
 from maxlm.model import counts
 from maxlm.parallel.agreement import by_first, everywhere, gather, is_first, together
 from maxlm.parallel.batch import addressed_rows, place
-from maxlm.parallel.compiler import refused_options, with_options
-from maxlm.parallel.mesh import bubble_fraction, build_mesh, check_batch
+from maxlm.parallel.compiler import with_options
+from maxlm.parallel.mesh import bubble_fraction, build_mesh, check_shapes
 from maxlm.report.metrics import MetricsWriter
 from maxlm.train import resume
-from maxlm.train.position import Position
+from maxlm.train.compiled import CompiledSteps
+from maxlm.train.position import Position, layout
 from maxlm.train.state import (
     TrainState,
-    abstract_batch,
     abstract_canonical,
-    abstract_state,
     blueprint,
     from_canonical,
     initial_state,
-    replicated_scalar,
     to_canonical,
+    with_sources,
 )
-from maxlm.train.step import compile_step
 
 CONFIG, TOKENIZER = "config.yaml", "tokenizer"
 PACKAGES = ("maxlm", "jax", "flax", "optax", "orbax-checkpoint", "grain")
@@ -54,11 +54,11 @@ class Run:
         self.began = time.monotonic()
         with together():
             self.mesh = build_mesh(config.mesh, devices)
-            check_batch(config, self.mesh)
+            check_shapes(config, self.mesh)
             self.plan = blueprint(config, self.mesh, len(config.data.sources))
-            self.sources = open_sources(config.data, config.model.vocab_size)
+            self.sources = open_sources(config.data, config.model.vocab_size, config.seed)
+            self.layout = layout(config, self.sources.train)
             self.bubble = bubble_fraction(config, self.mesh)
-            self.rows = addressed_rows(config.batch_size, self.mesh)
         self._stack, self._reader = ExitStack(), ExitStack()
 
     def __enter__(self) -> Self:
@@ -68,7 +68,7 @@ class Run:
             if unlike := resume.differences(first, mine):
                 listed = "; ".join(f"{key}: {before!r} there, {here!r} here" for key, (before, here) in unlike.items())
                 raise ConfigError(f"process 0 was started with another configuration or other data: {listed}")
-            for shards in (*self.sources.train.values(), *self.sources.validation.values()):
+            for shards in self.sources.shards:
                 shards.verify(self.config.data.verify, jax.process_index(), jax.process_count())
             if earlier := self._earlier_config():
                 resume.recorded_changes(earlier, self.config)
@@ -82,9 +82,9 @@ class Run:
 
     def restore(self, report: Callable[[str], None]) -> tuple[TrainState, Position, resume.Changes]:
         """The newest checkpoint's state and position with what changed since, else the initial ones."""
-        found = self.checkpoints.restore_newest(self._abstract_items(), report)
+        found = self.checkpoints.restore_newest(self._abstract_items, report)
         if not found:
-            return initial_state(self.plan), Position.start(self.config), {}
+            return initial_state(self.plan), Position.start(self.layout), {}
         with together():
             return self._resumed(*found)
 
@@ -113,7 +113,10 @@ class Run:
         resume.check_manifests(saved["manifests"], self.manifests, self.config)
         before = configuration.validate(saved["config"], Config, "the checkpoint's configuration")
         changes = resume.recorded_changes(before, self.config)
-        return self._state(items), Position.from_json(saved).edited(self.config), changes
+        position = Position.from_json(saved)
+        if resume.change_data(changes):
+            position = position.edited(self.layout)
+        return self._state(items, saved), position, changes
 
     def _earlier_config(self) -> Config | None:
         """The configuration of the run that the directory holds, if it has come to a checkpoint."""
@@ -122,38 +125,55 @@ class Run:
 
     # --- stepping -------------------------------------------------------------------------------------------
 
-    @cached_property
-    def step(self):
-        """The compiled step (state, batch, learning rate) -> (state, metrics); its shapes are fixed for good."""
-        rate = replicated_scalar(self.plan, np.float32)
-        with jax.set_mesh(self.mesh), refused_options():
-            return compile_step(self.plan).lower(abstract_state(self.plan), abstract_batch(self.plan), rate).compile()
+    def compile(self, position: Position) -> CompiledSteps:
+        """Start to compile the step of every shape of batch from a position on."""
+        shapes = dict.fromkeys(segment.shape for segment in position.schedule.following(position.step))
+        return self._stack.enter_context(CompiledSteps(self.plan, list(shapes)))
 
     def scalar(self, value: float) -> jax.Array:
         return everywhere(np.asarray(value, np.float32), NamedSharding(self.mesh, PartitionSpec()))
 
     def batches(self, position: Position) -> Iterator[dict[str, jax.Array]]:
         """Batches from the position's step on, on the devices; ends the reader that was open before."""
-        config = self.config
+        config, schedule = self.config, position.schedule
+        segments = schedule.following(position.step)
+        rows = {segment.batch_size: addressed_rows(segment.batch_size, self.mesh) for segment in segments}
         source = Batches(
             self.sources.train,
-            position.schedule,
-            seed=config.seed,
-            rows=self.rows,
-            num_steps=position.total_steps(config),
+            schedule,
+            rows=rows,
+            num_steps=schedule.steps(config.total_tokens),
             mask_documents=config.data.mask_documents,
         )
         self._reader.close()
         reader = batches(source, start_step=position.step, workers=config.data.workers, prefetch=config.data.prefetch)
         self._reader = self._stack.enter_context(ExitStack())
         self._reader.callback(reader.close)
-        return (place(batch, self.rows, config.batch_size, self.mesh) for batch in reader)
+        sizes = (schedule.span(step).batch_size for step in count(position.step))
+        return (place(batch, rows[size], size, self.mesh) for batch, size in zip(reader, sizes, strict=False))
+
+    def announce(self, position: Position, report: Callable[[str], None]) -> None:
+        """Write down and tell which mixtures begin with the next step, and where the data ends."""
+        for segment in position.schedule.beginning(position.step):
+            if segment.kind in ("stage", "edit", "exhausted", "end"):
+                found = segment.describe()
+                self.metrics.log_event("mixture", position.step, **found)
+                shares = ", ".join(f"{name} {share:.2%}" for name, share in found["shares"].items())
+                shape = f"{segment.batch_size:,} x {segment.seq_len:,} tokens a step"
+                text = f"{shares}; {shape}" if shares else "all that may be read has been read"
+                report(f"mixture from step {position.step + 1:,} on ({segment.kind}): {text}")
 
     def reset_sums(self, state: TrainState) -> TrainState:
         """The state with empty sums, after a line has taken them."""
         shapes, shardings = self.plan.abstract.sums, self.plan.shardings.sums
         zeros = jax.tree.map(lambda leaf, place: everywhere(np.zeros(leaf.shape, leaf.dtype), place), shapes, shardings)
         return state._replace(sums=zeros)
+
+    def reset_window(self, state: TrainState) -> TrainState:
+        """The state with an empty window of the spike test: what other data loses is no spike."""
+        shapes, shardings = self.plan.abstract.window, self.plan.shardings.window
+        zeros = jax.tree.map(lambda leaf, place: everywhere(np.zeros(leaf.shape, leaf.dtype), place), shapes, shardings)
+        return state._replace(window=zeros._replace(skipped_in_row=state.window.skipped_in_row))
 
     # --- saving, rewinding, evaluating ----------------------------------------------------------------------
 
@@ -183,15 +203,15 @@ class Run:
             reason = f"{limit} rewinds did not help" if self.checkpoints.steps() else "there is no checkpoint yet"
             self.metrics.log_event("diverged", position.step, rewinds=position.rewinds)
             raise DivergedError(f"{story}, and {reason}; lower optimizer.lr or look at the data in {self.dir}")
-        items, saved = self.checkpoints.restore_newest(self._abstract_items(), report)
-        back = position.rewound(Position.from_json(saved))
+        items, saved = self.checkpoints.restore_newest(self._abstract_items, report)
+        back = position.rewound(Position.from_json(saved), self.layout)
         self.metrics.rewind(back.step)
         skipped = position.examples - Position.from_json(saved).examples
         self.metrics.log_event(
             "rewind", position.step, from_step=position.step, to_step=back.step, examples_skipped=skipped
         )
         report(f"{story}: back to step {back.step}, {skipped:,} examples are left out")
-        return self._state(items), back
+        return self._state(items, saved), back
 
     def evaluate(self, params: dict, position: Position, goodput: float) -> str:
         """Held-out loss of every validation source into eval.jsonl; returns a line for people."""
@@ -219,15 +239,15 @@ class Run:
 
     @property
     def tokenizer(self):
-        return next(iter(self.sources.train.values())).manifest.tokenizer
+        return self.sources.shards[0].manifest.tokenizer
 
     @property
     def tokenizer_dir(self):
-        return next(iter(self.sources.train.values())).directory / "tokenizer"
+        return self.sources.shards[0].directory / "tokenizer"
 
     @cached_property
     def manifests(self) -> dict[str, str]:
-        return {name: shards.manifest.hash for name, shards in self.sources.train.items()}
+        return {name: source.shards.manifest.hash for name, source in self.sources.train.items()}
 
     @property
     def _device_kind(self) -> str:
@@ -244,9 +264,12 @@ class Run:
             "versions": {name: version(name) for name in PACKAGES},
         }
 
-    def _state(self, items: dict[str, Any]) -> TrainState:
-        return from_canonical(TrainState(items["params"], items["optimizer"], *items["counters"]), self.plan)
+    def _state(self, items: dict[str, Any], saved: dict[str, Any]) -> TrainState:
+        window, sums = items["counters"]
+        sums = with_sources(sums, list(saved["config"]["data"]["sources"]), list(self.sources.train), self.plan)
+        return from_canonical(TrainState(items["params"], items["optimizer"], window, sums), self.plan)
 
-    def _abstract_items(self) -> dict[str, Any]:
-        state = abstract_canonical(self.plan)
+    def _abstract_items(self, saved: dict[str, Any]) -> dict[str, Any]:
+        """What a checkpoint holds, with the sources that it was written with."""
+        state = abstract_canonical(self.plan, len(saved["config"]["data"]["sources"]))
         return {"params": state.params, "optimizer": state.optimizer, "counters": (state.window, state.sums)}

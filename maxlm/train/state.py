@@ -13,6 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from maxlm.config import Config, ModelConfig
 from maxlm.errors import ConfigError
 from maxlm.model import decoder, kernels
+from maxlm.parallel.agreement import everywhere
 from maxlm.parallel.batch import BATCH_AXES
 from maxlm.parallel.mesh import check_layers
 from maxlm.parallel.sharding import check_divisible, named_sharding, replicated
@@ -188,15 +189,32 @@ def canonical_axes(axes: tuple[str | None, ...]) -> tuple[str | None, ...]:
     return axes[1:] if axes[:1] == ("repeats",) else axes
 
 
-def abstract_canonical(plan: Blueprint) -> TrainState:
-    """The state in a checkpoint's layout, sharded over this run's mesh."""
+def abstract_canonical(plan: Blueprint, num_sources: int | None = None) -> TrainState:
+    """The state in a checkpoint's layout, sharded over this run's mesh; of a run of so many sources (default: this)."""
 
     def leaf_of(leaf, names, sharding):
         names, shape = canonical_axes(names), leaf.shape if canonical_axes(names) == names else _merged(leaf.shape)
         place = named_sharding(names, plan.mesh, shape).with_memory_kind(sharding.memory_kind)
         return jax.ShapeDtypeStruct(shape, leaf.dtype, sharding=place)
 
-    return jax.tree.map(leaf_of, plan.abstract, plan.state_axes, plan.shardings)
+    abstract = plan.abstract
+    if num_sources is not None:
+        sums = jax.eval_shape(lambda: empty_sums(plan.config.model, num_sources))
+        abstract = abstract._replace(sums=sums)
+    return jax.tree.map(leaf_of, abstract, plan.state_axes, plan.shardings)
+
+
+def with_sources(sums: Sums, old: list[str], new: list[str], plan: Blueprint) -> Sums:
+    """Sums of a run with the sources `old` as those of one with `new`: by name, and 0 for those that were added."""
+    if old == new:
+        return sums
+
+    def moved(values: jax.Array, place: NamedSharding) -> jax.Array:
+        by_name = dict(zip(old, np.asarray(values), strict=True))
+        return everywhere(np.array([by_name.get(name, 0) for name in new], values.dtype), place)
+
+    places = plan.shardings.sums
+    return sums._replace(nll=moved(sums.nll, places.nll), targets=moved(sums.targets, places.targets))
 
 
 def to_canonical(state: TrainState, plan: Blueprint) -> TrainState:

@@ -7,17 +7,27 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from maxlm.config import DataConfig
-from maxlm.data import loader, mixture, order
+from maxlm.config import DataConfig, SourceConfig
+from maxlm.data import concat, loader
+from maxlm.data.schedule import Layout, Stage
 from maxlm.data.shards import Shards, index_name, tokens_name
+from maxlm.data.sources import Source, open_sources
 from maxlm.errors import ConfigError, DataError
 
 SEQ_LEN, BATCH, STEPS = 16, 8, 60
-SCHEDULE = mixture.start({"web": 0.75, "code": 0.25}, BATCH, SEQ_LEN)
+WEIGHTS = {"web": 0.75, "code": 0.25}
 
 
-def read_steps(sources, rows=range(BATCH), schedule=SCHEDULE, steps=STEPS, seed=0):
-    return loader.Batches(sources, schedule, seed=seed, rows=rows, num_steps=steps)
+def stage(weights, batch_size=BATCH, steps=STEPS):
+    return Stage(steps * batch_size * SEQ_LEN, weights, batch_size, SEQ_LEN)
+
+
+def read_steps(shards, rows=range(BATCH), stages=None, steps=STEPS, seed=0):
+    """Batches of a run over the shards; `rows` by the size of the batch, or for all sizes."""
+    sources = {name: Source(name, one, SourceConfig(path=""), seed) for name, one in shards.items()}
+    stages = stages or [stage(WEIGHTS)]
+    rows = rows if isinstance(rows, dict) else {one.batch_size: rows for one in stages}
+    return loader.Batches(sources, Layout(stages, sources).begin(), rows=rows, num_steps=steps)
 
 
 def assert_equal(one, other):
@@ -55,10 +65,10 @@ def test_rows_come_in_the_order_asked_for(two_sources):
 
 def test_a_change_of_readers_and_batch_size_loses_and_repeats_nothing(two_sources):
     only = {"web": two_sources["web"]}
-    schedule = mixture.append(mixture.start({"web": 1}, 8, SEQ_LEN), 5, 40, batch_size=4)
-    windows = order.num_windows(len(only["web"]), SEQ_LEN)
-    two = [read_steps(only, rows, schedule) for rows in ([0, 1, 2, 3], [4, 5, 6, 7])]
-    four = [read_steps(only, [row], schedule) for row in range(4)]
+    stages = [stage({"web": 1}, steps=5), stage({"web": 1}, 4)]
+    windows = int(concat.sizes(len(only["web"]), SEQ_LEN).sum())
+    two = [read_steps(only, {8: rows}, stages) for rows in ([0, 1, 2, 3], [4, 5, 6, 7])]
+    four = [read_steps(only, {4: [row]}, stages) for row in range(4)]
     read = [part[step] for step in range(5) for part in two] + [part[step] for step in range(5, 60) for part in four]
     epoch = {name: array[:windows] for name, array in stack(read).items()}
     stream = only["web"].read(0, len(only["web"]))
@@ -68,8 +78,8 @@ def test_a_change_of_readers_and_batch_size_loses_and_repeats_nothing(two_source
 
 def test_every_epoch_reads_the_whole_source_in_a_new_order(two_sources):
     only = {"code": two_sources["code"]}
-    windows = order.num_windows(len(only["code"]), SEQ_LEN)
-    source = read_steps(only, range(windows), mixture.start({"code": 1}, windows, SEQ_LEN))
+    windows = int(concat.sizes(len(only["code"]), SEQ_LEN).sum())
+    source = read_steps(only, range(windows), [stage({"code": 1}, windows)])
     first, second = source[0]["tokens"], source[1]["tokens"]
     assert not np.array_equal(first, second)
     assert sorted(map(tuple, first)) == sorted(map(tuple, second))
@@ -85,9 +95,9 @@ def test_sources_index_the_order_of_the_configuration(two_sources):
 
 
 def test_order_of_a_source_does_not_depend_on_the_others(two_sources):
-    alone = read_steps({"code": two_sources["code"]}, schedule=mixture.start({"code": 1}, BATCH, SEQ_LEN))
-    source, window = read_steps(two_sources).windows(np.arange(400))
-    assert np.array_equal(window[source == 1], alone.windows(np.arange(100))[1])
+    alone = read_steps({"code": two_sources["code"]}, stages=[stage({"code": 1})])
+    source, block, window = read_steps(two_sources).windows(np.arange(400), SEQ_LEN)
+    assert np.array_equal(window[source == 1], alone.windows(np.arange(100), SEQ_LEN)[2])
 
 
 def test_seed_changes_the_order(two_sources):
@@ -135,19 +145,12 @@ def test_closing_early_ends_the_worker_processes(two_sources):
 def test_a_shard_that_vanishes_is_named_by_the_reader(two_sources, workers):
     directory = two_sources["web"].directory
     (directory / tokens_name(1)).unlink()
-    source = read_steps({"web": Shards(directory)}, schedule=mixture.start({"web": 1}, BATCH, SEQ_LEN))
+    source = read_steps({"web": Shards(directory)}, stages=[stage({"web": 1})])
     with (
         closing(loader.batches(source, workers=workers)) as reader,
         pytest.raises(DataError, match=tokens_name(1)),
     ):
         list(reader)
-
-
-def test_a_schedule_needs_all_of_its_weighted_sources(two_sources):
-    with pytest.raises(KeyError, match="code"):
-        read_steps({"web": two_sources["web"]})[0]
-    without_weight = mixture.start({"web": 1, "code": 0}, BATCH, SEQ_LEN)
-    assert (read_steps({"web": two_sources["web"]}, schedule=without_weight)[0]["sources"] == 0).all()
 
 
 def test_a_row_beyond_the_batch_is_refused(two_sources):
@@ -176,21 +179,21 @@ def test_validation_reads_every_target_once_for_any_split_of_rows(two_sources):
 
 def test_sources_are_opened_in_the_order_of_the_configuration(two_sources):
     config = data_config([("web", two_sources["web"].directory)], [("held", two_sources["code"].directory)])
-    sources = loader.open_sources(config, vocab_size=2**16)
+    sources = open_sources(config, 2**16, seed=0)
     assert list(sources.train) == ["web"] and list(sources.validation) == ["held"]
     assert len(sources.validation["held"]) == len(two_sources["code"])
 
 
 def test_a_missing_directory_is_named(tmp_path):
     with pytest.raises(DataError, match="nowhere: no such directory"):
-        loader.open_sources(data_config([("web", tmp_path / "nowhere")]), vocab_size=2**16)
+        open_sources(data_config([("web", tmp_path / "nowhere")]), 2**16, seed=0)
 
 
 @pytest.mark.parametrize("documents", [[], [[0]]])
 def test_an_empty_source_is_refused(write_shards, tmp_path, documents):
     with pytest.raises(DataError, match="empty: holds .* expected at least one document"):
         write_shards("empty", documents)
-        loader.open_sources(data_config([("web", tmp_path / "empty")]), vocab_size=2**16)
+        open_sources(data_config([("web", tmp_path / "empty")]), 2**16, seed=0)
 
 
 def test_mixed_tokenizers_are_refused_with_both_directories(write_shards, documents_of):
@@ -198,14 +201,14 @@ def test_mixed_tokenizers_are_refused_with_both_directories(write_shards, docume
     other = write_shards("other", documents_of([9]), tokenizer="b").directory
     for config in (data_config([("web", one), ("code", other)]), data_config([("web", one)], [("held", other)])):
         with pytest.raises(ConfigError, match=r"/one and .*/other were prepared with different tokenizers"):
-            loader.open_sources(config, vocab_size=2**16)
+            open_sources(config, 2**16, seed=0)
 
 
 def test_a_vocabulary_that_is_too_small_is_refused_with_one_that_works(write_shards, documents_of):
     directory = write_shards("web", documents_of([9]), vocab_size=50_257).directory
-    loader.open_sources(data_config([("web", directory)]), vocab_size=50_257)
+    open_sources(data_config([("web", directory)]), 50_257, seed=0)
     with pytest.raises(ConfigError, match=r"vocab_size is 50256, .* has 50257 ids; .* for example 50304"):
-        loader.open_sources(data_config([("web", directory)]), vocab_size=50_256)
+        open_sources(data_config([("web", directory)]), 50_256, seed=0)
 
 
 @pytest.mark.parametrize("name", [tokens_name(1), index_name(2), "documents-00000.parquet", "documents.hash"])
@@ -231,7 +234,7 @@ def test_a_truncated_token_file_is_named_when_it_is_read(two_sources):
     path = shards.directory / tokens_name(0)
     path.write_bytes(path.read_bytes()[:-8])
     with pytest.raises(DataError, match=f"{tokens_name(0)}: cannot be read"):
-        read_steps({"code": shards}, schedule=mixture.start({"code": 1}, BATCH, SEQ_LEN))[0]
+        read_steps({"code": shards}, stages=[stage({"code": 1})])[0]
 
 
 def test_importing_the_loader_imports_no_jax():

@@ -69,34 +69,64 @@ def test_keys_give_unrelated_permutations():
     assert len(np.unique(order.derive_key(np.arange(100)[:, None], np.arange(100)))) == 100**2
 
 
-def test_version_1_never_changes():
+def source_order(sizes, seed=0, source=SOURCE, shuffled=True):
+    return order.SourceOrder(sizes, seed, source, shuffled)
+
+
+def read(one, position):
+    """(block, window) of positions of one source, as one number per window in written order."""
+    block, window = order.window_order([one], np.zeros_like(position), position)
+    return np.concatenate([[0], np.cumsum(one.sizes)])[block] + window
+
+
+def test_version_2_never_changes():
     key = order.derive_key(7, SOURCE, 3, 1, 2)
-    assert order.VERSION == 1
+    assert order.VERSION == 2 and order.BLOCK_TOKENS == 2**24
     assert SOURCE == 13349284935976312395
-    assert int(key) == 13891325718173193664
-    assert order.permute(np.arange(8), 10, key).tolist() == [5, 1, 7, 6, 0, 3, 4, 2]
-    assert order.permute(np.arange(8), 257, key).tolist() == [197, 103, 21, 192, 252, 251, 66, 48]
-    assert order.permute(np.arange(3), 2**40 + 1, key).tolist() == [1028001359562, 1042021523297, 502414301839]
-    assert order.window_order(np.arange(20, 40), 20, 6, 1, SOURCE).tolist() == [
-        *(18, 19, 9, 6, 7, 11, 10, 8, 0, 4, 2, 3, 1, 5, 12, 15, 17, 13, 14, 16)
+    assert int(key) == 16845355384159371167
+    assert order.permute(np.arange(8), 10, key).tolist() == [0, 1, 7, 9, 6, 2, 5, 4]
+    assert order.permute(np.arange(3), 2**40 + 1, key).tolist() == [25037221001, 347476596052, 225633552221]
+    assert read(source_order([6, 6, 6, 2], seed=1), np.arange(20, 40)).tolist() == [
+        19,
+        18,
+        8,
+        6,
+        10,
+        11,
+        7,
+        9,
+        13,
+        14,
+        15,
+        17,
+        16,
+        12,
+        5,
+        4,
+        2,
+        1,
+        3,
+        0,
     ]
-    assert order.windows_per_block(2048) == 8192
 
 
-@pytest.mark.parametrize("windows, per_block", [(1, 4), (3, 100), (20, 6), (24, 6), (25, 6), (7, 1), (1000, 64)])
-def test_every_epoch_reads_every_window_once(windows, per_block):
+@pytest.mark.parametrize("sizes", [[1], [3], [6, 6, 6, 2], [6, 6, 6, 6], [1] * 7, [64] * 15 + [40], [5, 0, 9, 0, 1]])
+@pytest.mark.parametrize("shuffled", [True, False])
+def test_every_epoch_reads_every_window_once(sizes, shuffled):
+    one = source_order(sizes, 3, shuffled=shuffled)
     for epoch in (0, 1, 5, 10**9):
-        position = epoch * windows + np.arange(windows)
-        window = order.window_order(position, windows, per_block, 3, SOURCE)
-        assert np.array_equal(np.sort(window), np.arange(windows))
-        assert np.array_equal(order.window_position(window, epoch, windows, per_block, 3, SOURCE), position)
+        position = epoch * sum(sizes) + np.arange(sum(sizes))
+        block, window = order.window_order([one], np.zeros_like(position), position)
+        found = list(zip(block.tolist(), window.tolist(), strict=True))
+        assert sorted(found) == [(b, w) for b, size in enumerate(sizes) for w in range(size)]
+        assert [one.position(epoch, *place) for place in found] == position.tolist()
+        assert shuffled or found == sorted(found)
 
 
 def test_blocks_are_read_one_after_the_other_with_the_short_one_anywhere():
-    windows, per_block = 20, 6
     places = set()
     for seed in range(40):
-        blocks = order.window_order(np.arange(windows), windows, per_block, seed, SOURCE) // per_block
+        blocks, _ = order.window_order([source_order([6, 6, 6, 2], seed)], np.zeros(20, int), np.arange(20))
         changes = np.flatnonzero(np.diff(blocks)) + 1
         visited = [run[0] for run in np.split(blocks, changes)]
         assert sorted(visited) == [0, 1, 2, 3]
@@ -105,26 +135,48 @@ def test_blocks_are_read_one_after_the_other_with_the_short_one_anywhere():
 
 
 def test_order_differs_by_epoch_seed_and_source():
-    windows, per_block = 600, 64
-    first = np.arange(windows)
-    base = order.window_order(first, windows, per_block, 0, SOURCE)
+    sizes, first = [64] * 9 + [24], np.arange(600)
+    base = read(source_order(sizes), first)
     others = [
-        order.window_order(first + windows, windows, per_block, 0, SOURCE),
-        order.window_order(first, windows, per_block, 1, SOURCE),
-        order.window_order(first, windows, per_block, 0, order.source_id("code")),
+        read(source_order(sizes), first + 600),
+        read(source_order(sizes, seed=1), first),
+        read(source_order(sizes, source=order.source_id("code")), first),
     ]
     for other in others:
         assert (other == base).sum() < 30
-        blocks, other_blocks = base[::per_block] // per_block, other[::per_block] // per_block
-        assert not np.array_equal(blocks, other_blocks)
+        assert not np.array_equal(base[::64] // 64, other[::64] // 64)
 
 
-def test_window_order_inverts_beyond_the_range_of_int32():
-    windows, per_block = 2**45 + 12_345, 8192
-    position = 3 * windows + np.arange(0, windows, windows // 3000)
-    window = order.window_order(position, windows, per_block, 9, SOURCE)
-    assert window.max() > 2**44 and len(np.unique(window)) == len(window)
-    assert np.array_equal(order.window_position(window, 3, windows, per_block, 9, SOURCE), position)
+def test_sources_are_ordered_together_as_alone():
+    orders = [source_order([6, 6, 2]), source_order([9], source=5), source_order([3, 3], source=6, shuffled=False)]
+    source, position = np.arange(300) % 3, np.arange(300) * 7
+    together = order.window_order(orders, source, position)
+    for number, one in enumerate(orders):
+        mask = source == number
+        alone = order.window_order([one], np.zeros(100, int), position[mask])
+        assert all(np.array_equal(part[mask], other) for part, other in zip(together, alone, strict=True))
+
+
+def test_a_source_of_a_trillion_tokens_inverts_anywhere():
+    one = source_order(np.full(60_000, 8192))
+    position = 3 * one.windows + np.arange(0, one.windows, one.windows // 500)
+    block, window = order.window_order([one], np.zeros_like(position), position)
+    assert len(set(zip(block.tolist(), window.tolist(), strict=True))) == len(position)
+    assert [one.position(3, b, w) for b, w in zip(block.tolist(), window.tolist(), strict=True)] == position.tolist()
+
+
+@pytest.mark.parametrize("shuffled", [True, False])
+def test_another_length_goes_on_at_the_next_block_of_the_same_epoch(shuffled):
+    short, long = source_order([6, 6, 6, 2], shuffled=shuffled), source_order([3, 3, 3, 1], shuffled=shuffled)
+    for position in range(20, 41):
+        started = {
+            int(b) for b in order.window_order([short], np.zeros(20, int), np.arange(20, 40))[0][: position - 20]
+        }
+        moved, abandoned = short.next_block(position, long)
+        rest = {int(b) for b in order.window_order([long], np.zeros(10, int), np.arange(10, 20))[0][moved - 10 :]}
+        assert 10 <= moved <= 20 and started | rest == {0, 1, 2, 3} and not started & rest
+        whole = sum(int(short.sizes[block]) for block in started)
+        assert abandoned == whole - (position - 20)
 
 
 def test_index_out_of_range_is_refused():

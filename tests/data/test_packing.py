@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from maxlm.data import order, packing
+from maxlm.data import concat, order, packing
 
 SEQ_LEN, EOS = 16, 0
 CASES = {
@@ -35,8 +35,9 @@ def expected_window(documents, window, seq_len):
 
 
 def read_all(shards, seq_len, mask_documents=True):
-    windows = [(shards, k) for k in range(order.num_windows(len(shards), seq_len))]
-    return packing.concat(windows, seq_len, mask_documents)
+    sizes = concat.sizes(len(shards), seq_len)
+    texts = [concat.read_window(shards, seq_len, block, k) for block, size in enumerate(sizes) for k in range(size)]
+    return packing.assemble(texts, seq_len, mask_documents)
 
 
 @pytest.mark.parametrize("dtype", ["uint16", "uint32"])
@@ -61,6 +62,19 @@ def test_an_epoch_has_every_token_and_target_once(write_shards, random_documents
     assert batch["weights"].sum() == shards.manifest.target_tokens
     assert (~real).sum() == -(len(stream) - 1) % SEQ_LEN > 0
     assert all((batch[name][~real] == 0).all() for name in batch)
+
+
+@pytest.mark.parametrize("seq_len", [16, 17, 63, 64])
+def test_blocks_are_the_same_tokens_for_every_length(write_shards, random_documents, monkeypatch, seq_len):
+    monkeypatch.setattr(order, "BLOCK_TOKENS", 64)
+    shards = write_shards("a", random_documents(4, 100), shards=3)
+    stream, sizes = shards.read(0, len(shards)), concat.sizes(len(shards), seq_len)
+    for block, size in enumerate(sizes.tolist()):
+        texts = [concat.read_window(shards, seq_len, block, window).tokens for window in range(size)]
+        inputs = np.concatenate([text[:-1] for text in texts])
+        assert np.array_equal(inputs, stream[:-1][block * 64 : (block + 1) * 64])
+        assert texts[-1][-1] == stream[min((block + 1) * 64, len(stream) - 1)]
+    assert len(sizes) == -(-(len(stream) - 1) // 64)
 
 
 def test_no_target_crosses_a_document(write_shards, random_documents):
@@ -93,8 +107,9 @@ def test_without_masks_a_window_is_one_text(write_shards, documents_of):
 
 def test_a_row_without_a_window_is_padding(write_shards, documents_of):
     shards = write_shards("a", documents_of([40]))
-    batch = packing.concat([None, (shards, 0), None], SEQ_LEN, True)
-    alone = packing.concat([(shards, 0)], SEQ_LEN, True)
+    text = concat.read_window(shards, SEQ_LEN, 0, 0)
+    batch = packing.assemble([None, text, None], SEQ_LEN, True)
+    alone = packing.assemble([text], SEQ_LEN, True)
     for name in batch:
         assert not batch[name][[0, 2]].any()
         assert np.array_equal(batch[name][1:2], alone[name])

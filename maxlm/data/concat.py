@@ -1,0 +1,26 @@
+"""Concat packing: windows are spans of the flat stream, so nothing is cut away and no slot is empty but at the ends.
+
+Window j of block b reads the tokens from b B + j S on: S inputs, and one more that is only a target. The last window
+of a block may be short (not where S divides B = 2^24), and so is the last one of a source.
+"""
+
+import numpy as np
+
+from maxlm.data import order
+from maxlm.data.packing import Text
+from maxlm.data.shards import Shards
+
+
+def sizes(tokens: int, seq_len: int) -> np.ndarray:
+    """Windows of each block of a source, int64; every token but the last is an input of one, and but the first a
+    target."""
+    inputs = np.diff(np.append(np.arange(0, tokens - 1, order.BLOCK_TOKENS), tokens - 1))
+    return -(-inputs // seq_len)
+
+
+def read_window(shards: Shards, seq_len: int, block: int, window: int) -> Text:
+    """A window of a block; its tokens are a view of the mapped file where one shard holds them all."""
+    end = min((block + 1) * order.BLOCK_TOKENS, len(shards) - 1)
+    first = block * order.BLOCK_TOKENS + window * seq_len
+    length = min(seq_len, end - first)
+    return Text(shards.read(first, first + length + 1), shards.ends(first, first + length) - first)

@@ -1,0 +1,43 @@
+"""The compiled step of every shape of batch that a run comes to."""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any, Self
+
+import jax
+import numpy as np
+
+from maxlm.parallel.compiler import refused_options
+from maxlm.train.state import Blueprint, abstract_batch, abstract_state, replicated_scalar
+from maxlm.train.step import compile_step
+
+Shape = tuple[int, int]  # examples per step, tokens per example
+
+
+class CompiledSteps:
+    """Steps (state, batch, learning rate) -> (state, metrics) by shape, each compiled once.
+
+    The shapes are compiled one after the other in a thread of their own, in the order in which they are needed: the
+    first is waited for, the others come while training goes on. A context manager that waits for a compile in progress.
+    """
+
+    def __init__(self, plan: Blueprint, shapes: Sequence[Shape]):
+        self._plan, self._thread = plan, ThreadPoolExecutor(1, "compile")
+        self._steps: dict[Shape, Future] = {shape: self._thread.submit(self._compile, *shape) for shape in shapes}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self._thread.shutdown(cancel_futures=True)
+
+    def __getitem__(self, shape: Shape) -> Callable:
+        """The step of a shape; waits until it is compiled."""
+        return self._steps[shape].result()
+
+    def _compile(self, batch_size: int, seq_len: int) -> Callable:
+        plan = replace(self._plan, config=self._plan.config.with_shape(batch_size, seq_len))
+        with jax.set_mesh(plan.mesh), refused_options():
+            rate = replicated_scalar(plan, np.float32)
+            return compile_step(plan).lower(abstract_state(plan), abstract_batch(plan), rate).compile()
