@@ -1,9 +1,10 @@
-"""How many tokens per second one process reads through the path that training uses.
+"""How many tokens per second one process reads through the path that training uses, beside plain Grain.
 
-    python tools/bench_loader.py --tokens 67108864 --seq-len 2048 --batch-size 64
+    python tools/bench_loader.py --sources 10 --stages 3
 
-Writes synthetic shards into a temporary folder, reads them once to warm the page cache, then times runs of
-`loader.batches` and prints one line of JSON with the median. No accelerator takes part.
+Writes synthetic shards into a temporary folder, reads them once to warm the page cache, then times, in turns, runs of
+`loader.batches` and of Grain's own `MapDataset.mix` over the same shards, and prints one line of JSON with the medians.
+Grain's mixes windows of tokens alone: no documents, no positions, no stages. No accelerator takes part.
 """
 
 import argparse
@@ -13,13 +14,16 @@ import platform
 import statistics
 import tempfile
 import time
+from collections.abc import Iterator
 from contextlib import closing
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 
-from maxlm.data import loader, mixture
+from maxlm.config import SourceConfig
+from maxlm.data import loader
+from maxlm.data.schedule import Layout, Stage
 from maxlm.data.shards import (
     HASH_DTYPE,
     HASHES,
@@ -32,6 +36,7 @@ from maxlm.data.shards import (
     index_name,
     tokens_name,
 )
+from maxlm.data.sources import Source
 
 
 def main() -> None:
@@ -39,11 +44,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         names = [f"source{number}" for number in range(args.sources)]
         sources = {name: write(Path(folder) / name, args, seed) for seed, name in enumerate(names)}
-        runs = [measure(sources, args, seed) for seed in range(args.runs + 1)][1:]  # the first warms the cache
+        measure(sources, args, 0)  # warms the cache
+        pairs = [(measure(sources, args, seed), measure_grain(sources, args, seed)) for seed in range(args.runs)]
+    runs, plain = zip(*pairs, strict=True)
     line = {
         "tokens_per_second": round(statistics.median(runs)),
         "lowest": round(min(runs)),
         "highest": round(max(runs)),
+        "grain_mix_tokens_per_second": round(statistics.median(plain)),
+        "ratio": round(statistics.median(ours / grain for ours, grain in pairs), 2),
         **vars(args),
         "cpu": cpu_name(),
         "cores": os.cpu_count(),
@@ -61,7 +70,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--tokens", type=int, default=2**26, help="tokens of each source")
     parser.add_argument("--document-tokens", type=int, default=500, help="mean length of a document, in tokens")
     parser.add_argument("--shards", type=int, default=4, help="shard files of each source")
-    parser.add_argument("--sources", type=int, default=1, help="sources, equally weighted")
+    parser.add_argument("--sources", type=int, default=1, help="sources, with weights 1, 1/2, 1/3, ...")
+    parser.add_argument("--stages", type=int, default=1, help="stages of the run, each with the weights turned by one")
     parser.add_argument("--dtype", choices=["uint16", "uint32"], default="uint16", help="type of the token files")
     parser.add_argument("--seq-len", type=int, default=2048, help="tokens of an example")
     parser.add_argument("--batch-size", type=int, default=64, help="examples of a step")
@@ -73,22 +83,60 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def measure(sources: dict[str, Shards], args: argparse.Namespace, seed: int) -> float:
+def weights(args: argparse.Namespace, turn: int) -> list[float]:
+    return [1 / (1 + (number + turn) % args.sources) for number in range(args.sources)]
+
+
+def measure(shards: dict[str, Shards], args: argparse.Namespace, seed: int) -> float:
     """Tokens per second from the second batch to the last: starting threads or processes is not counted."""
-    schedule = mixture.start(dict.fromkeys(sources, 1.0), args.batch_size, args.seq_len)
+    sources = {name: Source(name, one, SourceConfig(path=""), seed) for name, one in shards.items()}
+    tokens = args.steps * args.batch_size * args.seq_len // args.stages
+    stages = [
+        Stage(tokens, dict(zip(shards, weights(args, turn), strict=True)), args.batch_size, args.seq_len)
+        for turn in range(args.stages)
+    ]
     source = loader.Batches(
         sources,
-        schedule,
-        seed=seed,
-        rows=range(args.batch_size),
+        Layout(stages, sources).begin(),
+        rows={args.batch_size: range(args.batch_size)},
         num_steps=args.steps,
         mask_documents=args.mask_documents,
     )
     with closing(loader.batches(source, workers=args.workers, prefetch=args.prefetch)) as reader:
-        next(reader)
-        begin = time.perf_counter()
-        count = sum(batch["tokens"].size for batch in reader)
-        return count / (time.perf_counter() - begin)
+        return rate(batch["tokens"].size for batch in reader)
+
+
+class Windows:
+    """Windows of a source as a random-access source of Grain."""
+
+    def __init__(self, shards: Shards, seq_len: int):
+        self._shards, self._seq_len = shards, seq_len
+
+    def __len__(self) -> int:
+        return (len(self._shards) - 1) // self._seq_len
+
+    def __getitem__(self, number: int) -> dict[str, np.ndarray]:
+        text = self._shards.read(number * self._seq_len, (number + 1) * self._seq_len + 1)
+        return {"tokens": text[:-1].astype(np.int32), "targets": text[1:].astype(np.int32)}
+
+
+def measure_grain(shards: dict[str, Shards], args: argparse.Namespace, seed: int) -> float:
+    """The same with Grain alone: every source shuffled, mixed by the weights of the first stage, batched."""
+    import grain
+
+    parts = [grain.MapDataset.source(Windows(one, args.seq_len)).shuffle(seed).repeat() for one in shards.values()]
+    mixed = grain.MapDataset.mix(parts, weights(args, 0)).batch(args.batch_size)[: args.steps]
+    options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=args.prefetch)
+    iterator = iter(mixed.to_iter_dataset(options))
+    iterator.start_prefetch()
+    with closing(iterator) as reader:
+        return rate(batch["tokens"].size for batch in reader)
+
+
+def rate(sizes: Iterator[int]) -> float:
+    next(sizes)
+    begin = time.perf_counter()
+    return sum(sizes) / (time.perf_counter() - begin)
 
 
 def write(directory: Path, args: argparse.Namespace, seed: int) -> Shards:
