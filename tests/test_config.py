@@ -55,6 +55,8 @@ def message_of(call: Callable, *arguments: object) -> str:
         ("data.mixture=[{tokens: 9, weigths: {web: 1}}]", "data.mixture.0.weigths", "data.mixture.0.weights"),
         ("logging.profile={start_step: 1, num_step: 1}", "logging.profile.num_step", "logging.profile.num_steps"),
         ("lr=1e-3", "lr", "optimizer.lr"),
+        ("data.dynamic={name: doremi, reference: a, step_sise: 1}", "data.dynamic.step_sise", "data.dynamic.step_size"),
+        ("data.dynamic={name: online, every_step: 10}", "data.dynamic.every_step", "data.dynamic.every_steps"),
         ("model.weight_decay=0", "model.weight_decay", "optimizer.weight_decay"),
     ],
 )
@@ -91,6 +93,19 @@ def test_unknown_key_near_nothing_lists_what_is_known(load_text: Load) -> None:
         ("model.rope.scaling={name: cubic, factor: 8}", "model.rope.scaling.name: found 'cubic'; "),
         ("schedule.name=inverse_sqrt", "inverse_sqrt needs warmup_tokens above 0"),
         ("train=null", "train: found None"),
+        ("data.dynamic={name: random}", "does not match any of the expected tags: 'doremi', 'online'"),
+        (
+            "data.dynamic={name: doremi, reference: a, smoothing: 2}",
+            "data.dynamic.smoothing: found 2; input should be less than or equal to 1",
+        ),
+        (
+            "data.dynamic={name: online, every_steps: 15}",
+            "data.dynamic.every_steps must be a multiple of logging.every_steps, found 15 and 10",
+        ),
+        (
+            "data.dynamic={name: online, every_steps: 10, floor: 0.6}",
+            "dynamic.floor must be at most 1 / 2, the sources with a weight, found 0.6",
+        ),
     ],
 )
 def test_bad_value_says_what_was_found_and_allowed(load_text: Load, override: str, expected: str) -> None:

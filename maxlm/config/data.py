@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from maxlm.config.section import Count, Integer, Name, Real, Section, Tokens
+from maxlm.config.section import Count, Decay, Fraction, Integer, Name, Real, Section, Tokens
 
 # A window lies in one block of the data order (maxlm/data/order.py), which has 2^24 tokens.
 SeqLen = Annotated[Integer, Field(gt=0, le=2**24)]
@@ -38,6 +38,36 @@ class StageConfig(Section):
     )
 
 
+class DoremiConfig(Section):
+    name: Literal["doremi"] = Field(
+        description="doremi makes this a proxy run: domain weights against the loss of a reference (Xie et al. 2023)."
+    )
+    reference: str = Field(
+        description="The reference: directory of a run on the same sources and tokenizer, or of one of its checkpoints."
+    )
+    step_size: Real = Field(1.0, gt=0, description="Growth of a domain weight's logarithm per nat of excess loss.")
+    smoothing: Fraction = Field(
+        1e-3, description="Share of the uniform weights in the domain weights, which keeps each above 0."
+    )
+
+
+class OnlineConfig(Section):
+    name: Literal["online"] = Field(
+        description="online changes the mixture in the run, by the loss of each source (Albalak et al. 2023)."
+    )
+    every_steps: Count = Field(description="Steps between changes; a multiple of logging.every_steps.")
+    smoothing: Decay = Field(0.9, description="Decay of the estimates of the rewards per change.")
+    floor: Real | None = Field(
+        None,
+        gt=0,
+        description="Least share of a source that the mixture has; null for what the method explores, which falls "
+        "towards 0.",
+    )
+    warmup_steps: Annotated[Integer, Field(ge=0)] = Field(
+        0, description="First steps, in which the mixture keeps its own weights."
+    )
+
+
 class DataConfig(Section):
     seq_len: SeqLen = Field(description="Length of one training example in tokens.")
     sources: dict[Name, SourceConfig] = Field(min_length=1, description="Training sources by name.")
@@ -48,6 +78,9 @@ class DataConfig(Section):
         "stop",
         description="What happens when a source has been read max_epochs times: the run stops there, or goes on with "
         "the shares of the others.",
+    )
+    dynamic: Annotated[DoremiConfig | OnlineConfig, Field(discriminator="name")] | None = Field(
+        None, description="What finds weights of the sources while a run goes on; null for nothing."
     )
     mask_documents: bool = Field(True, description="No attention across documents; positions restart.")
     validation: dict[Name, HeldOutConfig] = Field({}, description="Held-out sources by name.")
@@ -68,4 +101,16 @@ class DataConfig(Section):
                     )
             if not sum(stage.weights.values()) > 0:
                 raise ValueError("mixture: at least one weight must be above 0")
+            if isinstance(self.dynamic, OnlineConfig) and len(self.mixture) > 1:
+                raise ValueError(
+                    f"dynamic: online changes one mixture as the run goes on, found {len(self.mixture)} stages; leave "
+                    "one, or take the weights of the stages as they are (dynamic: null)"
+                )
+            if isinstance(self.dynamic, OnlineConfig) and self.dynamic.floor is not None:
+                arms = sum(weight > 0 for weight in stage.weights.values())
+                if self.dynamic.floor * arms > 1:
+                    raise ValueError(
+                        f"dynamic.floor must be at most 1 / {arms}, the sources with a weight, found "
+                        f"{self.dynamic.floor}"
+                    )
         return self

@@ -2,7 +2,7 @@
 
 import difflib
 from types import NoneType, UnionType
-from typing import Any, Union, get_args, get_origin
+from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import ValidationError
 
@@ -37,9 +37,12 @@ def _locate(loc: tuple, schema: type[Section]) -> tuple[str, type[Section]]:
     section: type[Section] = schema
     annotation: Any = schema
     for part in loc:
-        alternatives = [member for member in get_args(annotation) if member is not NoneType]
-        if get_origin(annotation) in (Union, UnionType) and len(alternatives) == 1:
+        alternatives = _alternatives(annotation)
+        if len(alternatives) == 1:
             annotation = alternatives[0]
+        elif named := [member for member in alternatives if part in _names(member)]:
+            annotation = named[0]
+            continue
         if part == "[key]":
             break
         if isinstance(annotation, type) and issubclass(annotation, Section):
@@ -52,6 +55,22 @@ def _locate(loc: tuple, schema: type[Section]) -> tuple[str, type[Section]]:
             break
         parts.append(str(part))
     return ".".join(parts), section
+
+
+def _alternatives(annotation: Any) -> list[Any]:
+    """The members of a union but None, also where it is `Annotated`; none of what is no union."""
+    while get_origin(annotation) is Annotated:
+        annotation = get_args(annotation)[0]
+    if get_origin(annotation) not in (Union, UnionType):
+        return []
+    members = [member for member in get_args(annotation) if member is not NoneType]
+    return (_alternatives(members[0]) or members) if len(members) == 1 else members
+
+
+def _names(member: Any) -> tuple[str, ...]:
+    """What the `name` of a section may be, by which the sections of a union are told apart."""
+    fields = member.model_fields if isinstance(member, type) and issubclass(member, Section) else {}
+    return get_args(fields["name"].annotation) if "name" in fields else ()
 
 
 def _section_of(annotation: Any) -> type[Section] | None:

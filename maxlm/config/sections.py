@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from maxlm.config.data import DataConfig, StageConfig
+from maxlm.config.data import DataConfig, OnlineConfig, StageConfig
 from maxlm.config.model import ModelConfig
 from maxlm.config.section import Count, Decay, Fraction, Integer, Name, Real, Section, Tokens
 
@@ -311,6 +311,12 @@ class Config(Section):
                 for section, key in (("train", "batch_tokens"), ("data", "seq_len"))
             ]
             self._check_shape(*names, batch, seq_len)
+        # The host reads the sums per source with the lines of the metrics alone.
+        if isinstance(online := self.data.dynamic, OnlineConfig) and online.every_steps % self.logging.every_steps:
+            raise ValueError(
+                f"data.dynamic.every_steps must be a multiple of logging.every_steps, found {online.every_steps} and "
+                f"{self.logging.every_steps}"
+            )
         return self
 
     def _check_shape(self, batch_name: str, length_name: str, batch: int, seq_len: int) -> None:
