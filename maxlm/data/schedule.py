@@ -145,6 +145,10 @@ class Schedule:
         until = self.segments[self._number(step) :: -1]
         return list(takewhile(lambda segment: segment.first_step == step, until))[::-1]
 
+    def weights(self, step: int) -> dict[str, float]:
+        """Shares of the sources at the end of a step."""
+        return {name: units / UNITS for name, units in self.segments[self._number(step)].weights.items()}
+
     def following(self, step: int) -> tuple[Segment, ...]:
         """Segments from that of a step on."""
         return self.segments[self._number(step) :]
@@ -249,11 +253,15 @@ class Layout:
         """The schedule that goes back to a step, with the data going on from the point's example."""
         return self._lay(_before(schedule, at.example), at, "rewind")
 
-    def reweigh(self, schedule: Schedule, step: int, weights: Mapping[str, float]) -> Schedule:
-        """The schedule with other weights from a step on, to the end."""
+    def reweigh(self, schedule: Schedule, step: int) -> Schedule:
+        """The schedule that follows the stages from a step to come on, because a dynamic mixture has changed them."""
         at = schedule.point(step)
-        stage = replace(self.stages[-1], weights=weights)
-        return replace(self, stages=[stage])._lay(_before(schedule, at.example), at, "online")
+        return self._lay(_before(schedule, at.example), at, "online")
+
+    def weighted(self, weights: Mapping[str, float]) -> "Layout":
+        """The layout with other weights of its only stage."""
+        (stage,) = self.stages
+        return replace(self, stages=[replace(stage, weights=weights)])
 
     def _lay(self, past: tuple[Segment, ...], at: Point, kind: str) -> Schedule:
         laid, lead = list(past), 0

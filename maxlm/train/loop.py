@@ -7,7 +7,6 @@ device always has the next step to go on with.
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
@@ -56,7 +55,7 @@ def steps(run: Run, state: TrainState, position: Position, stop: StopRequest, pr
     compiled[position.span.shape]
     progress.note(f"compiled the step in {time.monotonic() - began:.1f} s")
     meter = Meter(list(run.mesh.devices.flat), run.began)
-    reader, saver, pending = run.batches(position), SaveClock(config), None
+    reader, saver, pending = run.read(position), SaveClock(config), None
 
     while not position.finished(config.total_tokens):
         trace(run, position.step + 1, progress.total_steps)
@@ -85,9 +84,10 @@ def steps(run: Run, state: TrainState, position: Position, stop: StopRequest, pr
             position, in_row = write_line(run, pending, position, meter, progress)
             pending = None
 
+        reader.extend(position)
         if in_row >= config.faults.max_skips:
             state, position = run.rewind(position, progress.note)
-            reader, pending = run.batches(position), None
+            reader, pending = run.read(position), None
             continue
         if evaluating or saving:
             meter.settle()
@@ -126,19 +126,22 @@ class Line(NamedTuple):
 
 
 def write_line(run: Run, line: Line, now: Position, meter: Meter, progress: Progress) -> tuple[Position, int]:
-    """Read a log step's values and write its line; returns `now` with the targets counted, and the skips in a row."""
+    """Read a log step's values and write its line; returns `now` with its sums counted, and the skips in a row."""
     values = jax.device_get(line.metrics)
     sums = values.pop("sums")
     in_row = int(values.pop("skipped_in_row"))
     names = list(run.sources.train)
     targets = {name: int(count) for name, count in zip(names, sums.targets, strict=True)}
-    losses = {name: float(nll) / targets[name] for name, nll in zip(names, sums.nll, strict=True) if targets[name]}
-    now = replace(now, target_tokens=now.target_tokens + sum(targets.values()))
+    nll = {name: float(nats) for name, nats in zip(names, sums.nll, strict=True)}
+    losses = {name: nll[name] / targets[name] for name in names if targets[name]}
+    now = now.counted(line.position.step, nll, targets, run.config, run.layout)
+    weights = {"mixture_weights": now.schedule.weights(line.position.step - 1)} if now.online else {}
     written = (
         {"step": line.position.step, "tokens": line.position.tokens, "target_tokens": now.target_tokens}
         | {name: float(value) for name, value in values.items()}
         | {"learning_rate": line.learning_rate, "skipped": int(sums.skipped)}
         | {"loss_by_source": losses, "tokens_by_source": targets, "bubble": run.bubble}
+        | weights
         | expert_load(sums)
         | meter.take(line.metrics)
     )

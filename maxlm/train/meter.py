@@ -1,12 +1,12 @@
 """Time and rates of steps, measured without reading a value from the device."""
 
 import time
-from collections.abc import Iterator
 
 import jax
 
 from maxlm.parallel.hardware import peak_flops
 from maxlm.report.metrics import Goodput
+from maxlm.train.reader import Reader
 
 
 class Meter:
@@ -24,7 +24,7 @@ class Meter:
         self._tokens, self._flops, self._work = 0, 0.0, (0, 0.0)  # slots and FLOPs; those of the running step
         self.goodput = Goodput(began)
 
-    def next_batch(self, reader: Iterator[dict]) -> dict:
+    def next_batch(self, reader: Reader) -> dict[str, jax.Array]:
         began = time.monotonic()
         batch = next(reader)
         self._waited += time.monotonic() - began

@@ -4,10 +4,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from maxlm.config import Config
+from maxlm.config import Config, OnlineConfig
 from maxlm.data import order
 from maxlm.data.schedule import Layout, Point, Schedule, Span, Stage, Supply
 from maxlm.errors import ConfigError
+from maxlm.train.online import OnlineState
 
 
 @dataclass(frozen=True)
@@ -18,10 +19,12 @@ class Position:
     examples: int  # examples read; more than those of `tokens` after a rewind, which reads on
     schedule: Schedule
     rewinds: int = 0
+    online: OnlineState | None = None  # of a mixture that follows the losses
 
     @staticmethod
-    def start(layout: Layout) -> "Position":
-        return Position(0, 0, 0, 0, layout.begin())
+    def start(config: Config, layout: Layout) -> "Position":
+        online = OnlineState.start(_weights(config)) if isinstance(config.data.dynamic, OnlineConfig) else None
+        return Position(0, 0, 0, 0, layout.begin(), online=online)
 
     @property
     def point(self) -> Point:
@@ -51,19 +54,59 @@ class Position:
             examples=self.examples + span.examples,
         )
 
-    def edited(self, layout: Layout) -> "Position":
-        """With the stages that the configuration has now, from here on."""
-        return replace(self, schedule=layout.edit(self.schedule, self.point))
+    def edited(self, config: Config, layout: Layout, mixture: bool) -> "Position":
+        """With the stages that the configuration has now, from here on; `mixture` says whether their weights differ."""
+        online = self.online
+        if online and mixture:
+            online = online.restarted(_weights(config))
+        elif online:
+            layout = layout.weighted(online.weights)
+        return replace(self, schedule=layout.edit(self.schedule, self.point), online=online)
 
-    def rewound(self, saved: "Position", layout: Layout) -> "Position":
+    def rewound(self, saved: "Position", config: Config, layout: Layout) -> "Position":
         """At a saved step, with the data going on from here: the span in between is skipped."""
-        schedule = layout.rewind(self.schedule, Point(saved.step, saved.tokens, self.examples))
+        at = Point(saved.step, saved.tokens, self.examples)
+        if saved.online:
+            schedule = layout.weighted(saved.schedule.weights(saved.step)).rewind(self.schedule, at)
+            schedule = saved._reweighed(schedule, config, layout)
+        else:
+            schedule = layout.rewind(self.schedule, at)
         return replace(saved, examples=self.examples, schedule=schedule, rewinds=self.rewinds + 1)
+
+    def counted(self, step: int, nll: Mapping[str, float], targets: Mapping[str, int], config: Config, layout: Layout):
+        """With the sums of a line of the metrics, those up to `step`: targets counted, an online mixture followed.
+
+        An interval's losses change the mixture one interval after it has ended: by then the line is written, and
+        batches have been read ahead.
+        """
+        position = replace(self, target_tokens=self.target_tokens + sum(targets.values()))
+        if position.online is None:
+            return position
+        online = position.online.add(nll, targets)
+        if step % config.data.dynamic.every_steps:
+            return replace(position, online=online)
+        position = replace(position, online=online.updated(config.data.dynamic, step))
+        return replace(position, schedule=position._reweighed(position.schedule, config, layout))
+
+    def known_steps(self, config: Config) -> int:
+        """Steps of the run whose data is known by now: all of them, but with an online mixture."""
+        total = self.schedule.steps(config.total_tokens)
+        if self.online is None:
+            return total
+        return min(total, (self.online.updates + 2) * config.data.dynamic.every_steps)
+
+    def _reweighed(self, schedule: Schedule, config: Config, layout: Layout) -> Schedule:
+        """A schedule with the weights of the last update, from the step on at which they come into force."""
+        step = (self.online.updates + 1) * config.data.dynamic.every_steps
+        if not self.online.updates or step <= self.step:
+            return schedule
+        return layout.weighted(self.online.weights).reweigh(schedule, step)
 
     def to_json(self) -> dict[str, Any]:
         numbers = {name: getattr(self, name) for name in ("step", "tokens", "target_tokens", "rewinds")}
         loader = {"order": order.VERSION, "examples": self.examples, "schedule": self.schedule.to_json()}
-        return numbers | {"loader": loader}
+        online = {"online": self.online.to_json()} if self.online else {}
+        return numbers | {"loader": loader} | online
 
     @staticmethod
     def from_json(run: dict[str, Any]) -> "Position":
@@ -75,10 +118,18 @@ class Position:
                 "go on with the program that began it, or start another run"
             )
         numbers = (int(run[name]) for name in ("step", "tokens", "target_tokens"))
-        return Position(*numbers, int(loader["examples"]), Schedule.from_json(loader["schedule"]), int(run["rewinds"]))
+        schedule = Schedule.from_json(loader["schedule"])
+        online = OnlineState.from_json(run["online"]) if "online" in run else None
+        return Position(*numbers, int(loader["examples"]), schedule, int(run["rewinds"]), online)
 
 
 def layout(config: Config, supplies: Mapping[str, Supply]) -> Layout:
     """The stages of a configuration over its sources."""
     stages = [Stage(stage.tokens, stage.weights, *config.shape_of(stage)) for stage in config.data.mixture]
     return Layout(stages, supplies, config.data.exhausted)
+
+
+def _weights(config: Config) -> dict[str, float]:
+    """Weights of the only stage of an online mixture, for all sources."""
+    (stage,) = config.data.mixture
+    return dict.fromkeys(config.data.sources, 0.0) | stage.weights

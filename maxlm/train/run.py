@@ -4,11 +4,10 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import cached_property
 from importlib.metadata import version
-from itertools import count
 from typing import Any, Self
 
 import jax
@@ -19,19 +18,18 @@ from maxlm import checkpoint
 from maxlm import config as configuration
 from maxlm.checkpoint import Checkpoints
 from maxlm.config import Config
-from maxlm.data.loader import Batches, batches
 from maxlm.data.sources import open_sources
 from maxlm.errors import ConfigError, DivergedError, SaveError
 from maxlm.evaluate.perplexity import evaluate
 from maxlm.model import counts
 from maxlm.parallel.agreement import by_first, everywhere, gather, is_first, together
-from maxlm.parallel.batch import addressed_rows, place
 from maxlm.parallel.compiler import with_options
 from maxlm.parallel.mesh import bubble_fraction, build_mesh, check_shapes
 from maxlm.report.metrics import MetricsWriter
 from maxlm.train import resume
 from maxlm.train.compiled import CompiledSteps
 from maxlm.train.position import Position, layout
+from maxlm.train.reader import Reader
 from maxlm.train.state import (
     TrainState,
     abstract_canonical,
@@ -84,7 +82,7 @@ class Run:
         """The newest checkpoint's state and position with what changed since, else the initial ones."""
         found = self.checkpoints.restore_newest(self._abstract_items, report)
         if not found:
-            return initial_state(self.plan), Position.start(self.layout), {}
+            return initial_state(self.plan), Position.start(self.config, self.layout), {}
         with together():
             return self._resumed(*found)
 
@@ -115,7 +113,7 @@ class Run:
         changes = resume.recorded_changes(before, self.config)
         position = Position.from_json(saved)
         if resume.change_data(changes):
-            position = position.edited(self.layout)
+            position = position.edited(self.config, self.layout, "data.mixture" in changes)
         return self._state(items, saved), position, changes
 
     def _earlier_config(self) -> Config | None:
@@ -133,24 +131,11 @@ class Run:
     def scalar(self, value: float) -> jax.Array:
         return everywhere(np.asarray(value, np.float32), NamedSharding(self.mesh, PartitionSpec()))
 
-    def batches(self, position: Position) -> Iterator[dict[str, jax.Array]]:
-        """Batches from the position's step on, on the devices; ends the reader that was open before."""
-        config, schedule = self.config, position.schedule
-        segments = schedule.following(position.step)
-        rows = {segment.batch_size: addressed_rows(segment.batch_size, self.mesh) for segment in segments}
-        source = Batches(
-            self.sources.train,
-            schedule,
-            rows=rows,
-            num_steps=schedule.steps(config.total_tokens),
-            mask_documents=config.data.mask_documents,
-        )
+    def read(self, position: Position) -> Reader:
+        """The batches from the position's step on; ends the reader that was open before."""
         self._reader.close()
-        reader = batches(source, start_step=position.step, workers=config.data.workers, prefetch=config.data.prefetch)
         self._reader = self._stack.enter_context(ExitStack())
-        self._reader.callback(reader.close)
-        sizes = (schedule.span(step).batch_size for step in count(position.step))
-        return (place(batch, rows[size], size, self.mesh) for batch, size in zip(reader, sizes, strict=False))
+        return self._reader.enter_context(Reader(self.sources.train, self.config, self.mesh, position))
 
     def announce(self, position: Position, report: Callable[[str], None]) -> None:
         """Write down and tell which mixtures begin with the next step, and where the data ends."""
@@ -204,7 +189,7 @@ class Run:
             self.metrics.log_event("diverged", position.step, rewinds=position.rewinds)
             raise DivergedError(f"{story}, and {reason}; lower optimizer.lr or look at the data in {self.dir}")
         items, saved = self.checkpoints.restore_newest(self._abstract_items, report)
-        back = position.rewound(Position.from_json(saved), self.layout)
+        back = position.rewound(Position.from_json(saved), self.config, self.layout)
         self.metrics.rewind(back.step)
         skipped = position.examples - Position.from_json(saved).examples
         self.metrics.log_event(

@@ -3,13 +3,17 @@
 import json
 import math
 
+import jax
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from maxlm import checkpoint
 from maxlm.config import OnlineConfig
-from maxlm.train.dynamic import OnlineState, exploration
+from maxlm.report.metrics import read_lines
+from maxlm.train import loop
+from maxlm.train.online import OnlineState, exploration
 
 CONFIG = OnlineConfig(name="online", every_steps=10)
 
@@ -121,3 +125,48 @@ def test_source_with_the_larger_loss_gets_the_larger_share():
     for step in range(10, 2000, 10):
         equal = equal.add({"a": 2.0, "b": 2.0}, {"a": 1, "b": 1}).updated(CONFIG, step)
     assert equal.weights == pytest.approx({"a": 0.5, "b": 0.5}, abs=1e-3)
+
+
+ONLINE = {"data.dynamic": {"name": "online", "every_steps": 3, "smoothing": 0.5}, "schedule.name": "constant"}
+
+
+def train(config):
+    return loop.train(config, jax.devices()[:1])
+
+
+@pytest.mark.slow
+def test_the_mixture_of_a_run_follows_its_losses_and_resumes_with_the_same_bits(make_config):
+    whole, parted = make_config(ONLINE, name="whole"), make_config(ONLINE, name="parted")
+    train(whole)
+    for steps in (3, 9, 15):  # before the first change, on one, and between
+        train(make_config(ONLINE | {"train.total_tokens": 256 * steps}, name="parted"))
+    train(parted)
+    lines, others = (read_lines(config.run_dir / "metrics.jsonl") for config in (whole, parted))
+    for key in ("loss", "mixture_weights", "loss_by_source", "tokens_by_source"):
+        assert [line[key] for line in lines] == [line[key] for line in others]
+    weights = [line["mixture_weights"] for line in lines]
+    assert weights[0] == weights[1] == pytest.approx({"model": 0.75, "prep": 0.25})
+    assert len({tuple(found.values()) for found in weights}) == 6
+    runs = [checkpoint.restore(checkpoint.latest(config.run_dir.resolve()), {})[1] for config in (whole, parted)]
+    assert runs[0]["loader"] == runs[1]["loader"] and runs[0]["online"] == runs[1]["online"]
+    kinds = [(segment["kind"], segment["first_step"]) for segment in runs[0]["loader"]["schedule"]]
+    assert kinds == [("start", 0), *[("online", step) for step in (6, 9, 12, 15, 18, 21)]]
+    # What a line says of its interval is what the next change but one is made of.
+    online = OnlineState.start({"model": 3, "prep": 1})
+    for number, line in enumerate(lines[:-1]):
+        nll = {name: loss * line["tokens_by_source"][name] for name, loss in line["loss_by_source"].items()}
+        online = online.add(nll, line["tokens_by_source"]).updated(whole.data.dynamic, line["step"])
+        if number + 2 < len(lines):
+            assert lines[number + 2]["mixture_weights"] == pytest.approx(online.weights, abs=1e-8)
+
+
+def test_other_weights_on_resume_start_an_online_mixture_anew_and_another_batch_does_not(make_config):
+    train(make_config(ONLINE | {"train.total_tokens": 256 * 9}))
+    train(make_config(ONLINE | {"train.batch_tokens": 512, "train.total_tokens": 256 * 9 + 512 * 3}))
+    edit = {"data.mixture": [{"tokens": 5120, "weights": {"model": 1, "prep": 9}}], "train.batch_tokens": 512}
+    config = make_config(ONLINE | edit | {"train.total_tokens": 256 * 9 + 512 * 12})
+    train(config)
+    weights = [line["mixture_weights"] for line in read_lines(config.run_dir / "metrics.jsonl")]
+    assert weights[3] != pytest.approx({"model": 0.75, "prep": 0.25}, abs=1e-3)
+    assert weights[4] == pytest.approx({"model": 0.1, "prep": 0.9})
+    assert weights[5] == weights[4] != weights[6]
