@@ -16,13 +16,14 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import closing
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 
 from maxlm.config import SourceConfig
-from maxlm.data import loader
+from maxlm.data import bestfit, loader
 from maxlm.data.schedule import Layout, Stage
 from maxlm.data.shards import (
     HASH_DTYPE,
@@ -72,6 +73,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--shards", type=int, default=4, help="shard files of each source")
     parser.add_argument("--sources", type=int, default=1, help="sources, with weights 1, 1/2, 1/3, ...")
     parser.add_argument("--stages", type=int, default=1, help="stages of the run, each with the weights turned by one")
+    parser.add_argument("--packing", choices=["concat", "bestfit"], default="concat", help="how documents fill windows")
     parser.add_argument("--dtype", choices=["uint16", "uint32"], default="uint16", help="type of the token files")
     parser.add_argument("--seq-len", type=int, default=2048, help="tokens of an example")
     parser.add_argument("--batch-size", type=int, default=64, help="examples of a step")
@@ -89,7 +91,8 @@ def weights(args: argparse.Namespace, turn: int) -> list[float]:
 
 def measure(shards: dict[str, Shards], args: argparse.Namespace, seed: int) -> float:
     """Tokens per second from the second batch to the last: starting threads or processes is not counted."""
-    sources = {name: Source(name, one, SourceConfig(path=""), seed) for name, one in shards.items()}
+    pack = partial(bestfit.open_index, overlong="split") if args.packing == "bestfit" else None
+    sources = {name: Source(name, one, SourceConfig(path=""), seed, pack) for name, one in shards.items()}
     tokens = args.steps * args.batch_size * args.seq_len // args.stages
     stages = [
         Stage(tokens, dict(zip(shards, weights(args, turn), strict=True)), args.batch_size, args.seq_len)

@@ -17,7 +17,8 @@ class SourceConfig(Section):
     )
     order: Literal["shuffled", "as_written"] = Field(
         "shuffled",
-        description="Order of its examples: new in every epoch, or as they were written (a curriculum is prepared so).",
+        description="Order of its examples: new in every epoch, or as they were written (a curriculum is prepared so; "
+        "with packing bestfit, block by block of 2^24 tokens).",
     )
 
 
@@ -82,6 +83,14 @@ class DataConfig(Section):
     dynamic: Annotated[DoremiConfig | OnlineConfig, Field(discriminator="name")] | None = Field(
         None, description="What finds weights of the sources while a run goes on; null for nothing."
     )
+    packing: Literal["concat", "bestfit"] = Field(
+        "concat",
+        description="How documents fill examples: one after the other, cut where an example ends, or whole, each into "
+        "the fullest example of its block that holds it. Held-out data is read as with concat.",
+    )
+    overlong: Literal["split", "drop"] = Field(
+        "split", description="What bestfit does with a document longer than an example: cut it into parts, or drop it."
+    )
     mask_documents: bool = Field(True, description="No attention across documents; positions restart.")
     validation: dict[Name, HeldOutConfig] = Field({}, description="Held-out sources by name.")
     verify: Literal["checksums", "sizes"] = Field(
@@ -93,6 +102,11 @@ class DataConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> "DataConfig":
+        if self.packing == "bestfit" and not self.mask_documents:
+            raise ValueError(
+                "mask_documents must be true with packing bestfit: documents that lie in one example do not follow "
+                "each other"
+            )
         for stage in self.mixture:
             for name in stage.weights:
                 if name not in self.sources:

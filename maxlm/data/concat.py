@@ -7,8 +7,11 @@ of a block may be short (not where S divides B = 2^24), and so is the last one o
 import numpy as np
 
 from maxlm.data import order
-from maxlm.data.packing import Text
+from maxlm.data.packing import Packed, Text
 from maxlm.data.shards import Shards
+
+# Tokens in which `packed` looks at documents: counting all of a large source would read all of its indexes.
+SAMPLE = 2**28
 
 
 def sizes(tokens: int, seq_len: int) -> np.ndarray:
@@ -24,3 +27,17 @@ def read_window(shards: Shards, seq_len: int, block: int, window: int) -> Text:
     first = block * order.BLOCK_TOKENS + window * seq_len
     length = min(seq_len, end - first)
     return Text(shards.read(first, first + length + 1), shards.ends(first, first + length) - first)
+
+
+def packed(shards: Shards, seq_len: int) -> Packed:
+    """How well documents fit into windows: a document is cut where a window ends inside it.
+
+    Documents are those that end within the first `SAMPLE` tokens.
+    """
+    end = np.unique(shards.ends(0, min(SAMPLE, len(shards))))
+    start = np.concatenate([[0], end[:-1]])
+    # Windows begin with the blocks, and anew every seq_len tokens in them; an input is any token but a document's last.
+    first, last = (np.divmod(place, order.BLOCK_TOKENS) for place in (start, np.maximum(start, end - 2)))
+    cut = (first[0] != last[0]) | (first[1] // seq_len != last[1] // seq_len)
+    slots = int(sizes(len(shards), seq_len).sum()) * seq_len
+    return Packed((len(shards) - 1) / slots, float(cut.mean()) if len(end) else 0.0, len(end), 0)

@@ -18,6 +18,15 @@ class Text(NamedTuple):
     ends: NDArray[np.int64]  # exclusive ends, within 1..n, of the documents that end in the window
 
 
+class Packed(NamedTuple):
+    """How well documents fit into windows."""
+
+    fill_rate: float  # share of the slots that hold a token
+    truncated_share: float  # share of the documents that are cut
+    documents: int  # that were looked at
+    dropped: int  # documents that no window holds
+
+
 def assemble(texts: Sequence[Text | None], seq_len: int, mask_documents: bool) -> Batch:
     """The rows of a batch from their windows; a row without one (None) is all padding: segment 0, weight 0.
 

@@ -1,13 +1,20 @@
 """Opened sources: shards with what the configuration says about reading them."""
 
-from functools import lru_cache
+import os
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 from maxlm.config import DataConfig, SourceConfig
-from maxlm.data import concat, order
-from maxlm.data.packing import Text
+from maxlm.data import bestfit, concat, order
+from maxlm.data.packing import Packed, Text
 from maxlm.data.shards import Shards
 from maxlm.errors import ConfigError, DataError
+
+Pack = Callable[..., bestfit.PackingIndex]
+
+# Sources above it are packed by several processes; starting them takes longer than packing so many tokens does.
+PARALLEL_TOKENS = 2**31
 
 
 class Source:
@@ -18,28 +25,42 @@ class Source:
         shards: its tokens.
         config: what the configuration says of it.
         seed: of the run.
+        pack: opens the packing index for a length, as in pack(shards, seq_len); None for concat, which needs none.
     """
 
-    def __init__(self, name: str, shards: Shards, config: SourceConfig, seed: int):
-        self.name, self.shards, self.config, self.seed = name, shards, config, seed
+    def __init__(self, name: str, shards: Shards, config: SourceConfig, seed: int, pack: Pack | None = None):
+        self.name, self.shards, self.config, self.seed, self.pack = name, shards, config, seed, pack
         self.max_epochs = config.max_epochs
-        self.order = lru_cache(maxsize=8)(self._order)
+        self.order, self.index = lru_cache(maxsize=8)(self._order), lru_cache(maxsize=8)(self._index)
 
     def __getstate__(self):
-        return {"name": self.name, "shards": self.shards, "config": self.config, "seed": self.seed}
+        return {key: getattr(self, key) for key in ("name", "shards", "config", "seed", "pack")}
 
     def __setstate__(self, state):
         self.__init__(**state)
 
     def read(self, seq_len: int, block: int, window: int) -> Text:
         """A window of a block."""
+        if index := self.index(seq_len):
+            return Text(*bestfit.read_window(self.shards, index, block, window))
         return concat.read_window(self.shards, seq_len, block, window)
+
+    def packed(self, seq_len: int) -> Packed:
+        """How well documents fit into windows of a length."""
+        if index := self.index(seq_len):
+            found = index.statistics
+            return Packed(found.fill_rate, found.truncated_share, found.documents, found.dropped_documents)
+        return concat.packed(self.shards, seq_len)
 
     def _order(self, seq_len: int) -> order.SourceOrder:
         """The order of the source's windows of a length."""
-        sizes = concat.sizes(len(self.shards), seq_len)
-        shuffled = self.config.order == "shuffled"
-        return order.SourceOrder(sizes, self.seed, order.source_id(self.name), shuffled)
+        index = self.index(seq_len)
+        sizes = index.sizes if index else concat.sizes(len(self.shards), seq_len)
+        return order.SourceOrder(sizes, self.seed, order.source_id(self.name), self.config.order == "shuffled")
+
+    def _index(self, seq_len: int) -> bestfit.PackingIndex | None:
+        """What lies where in windows of a length; None with concat."""
+        return self.pack(self.shards, seq_len) if self.pack else None
 
 
 class Sources(NamedTuple):
@@ -47,6 +68,18 @@ class Sources(NamedTuple):
 
     train: dict[str, Source]
     validation: dict[str, Shards]
+
+    def pack(self, lengths: Sequence[int], progress: bestfit.Progress) -> None:
+        """Build the packing indexes for these lengths, where they are wanted and there are none yet."""
+        for source in self.train.values():
+            for seq_len in lengths if source.pack else ():
+                workers = len(os.sched_getaffinity(0)) if len(source.shards) > PARALLEL_TOKENS else 1
+                source.pack(source.shards, seq_len, workers=workers, progress=progress)
+
+    def indexes(self, lengths: Sequence[int]) -> dict[str, dict[str, str]]:
+        """Hashes of the packing indexes by source and length."""
+        found = {name: {str(s): source.index(s) for s in lengths} for name, source in self.train.items()}
+        return {name: {s: index.hash for s, index in by_length.items() if index} for name, by_length in found.items()}
 
     @property
     def shards(self) -> list[Shards]:
@@ -59,7 +92,9 @@ def open_sources(data: DataConfig, vocab_size: int, seed: int) -> Sources:
     Raises `DataError` for a directory that is missing, unreadable or empty, `ConfigError` where tokenizers differ
     or have more ids than the model's vocabulary.
     """
-    train = {name: Source(name, Shards(source.path), source, seed) for name, source in data.sources.items()}
+    pack = partial(bestfit.open_index, overlong=data.overlong, verify=data.verify)
+    pack = pack if data.packing == "bestfit" else None
+    train = {name: Source(name, Shards(source.path), source, seed, pack) for name, source in data.sources.items()}
     validation = {name: Shards(source.path) for name, source in data.validation.items()}
     sources = Sources(train, validation)
     first = sources.shards[0]

@@ -58,6 +58,17 @@ def check_manifests(old: dict[str, str], new: dict[str, str], config: Config) ->
             )
 
 
+def check_indexes(old: dict[str, dict[str, str]], new: dict[str, dict[str, str]], config: Config) -> None:
+    """Documents must be packed as before, by the hashes of the packing indexes per source and length."""
+    for name, lengths in old.items():
+        for seq_len, found in lengths.items():
+            if (now := new.get(name, {}).get(seq_len, found)) != found:
+                raise ConfigError(
+                    f"data.sources.{name}: its documents were packed otherwise when {config.run_dir} began (index "
+                    f"{found[:12]} for {seq_len} tokens, now {now[:12]}); go on with the program that began it"
+                )
+
+
 def differences(old: Any, new: Any, key: str = "") -> Changes:
     """Values that differ between two nested dictionaries, by dotted key."""
     if isinstance(old, dict) and isinstance(new, dict):

@@ -26,6 +26,7 @@ from maxlm.parallel.agreement import by_first, everywhere, gather, is_first, tog
 from maxlm.parallel.compiler import with_options
 from maxlm.parallel.mesh import bubble_fraction, build_mesh, check_shapes
 from maxlm.report.metrics import MetricsWriter
+from maxlm.report.progress import track
 from maxlm.train import resume
 from maxlm.train.compiled import CompiledSteps
 from maxlm.train.position import Position, layout
@@ -55,8 +56,11 @@ class Run:
             check_shapes(config, self.mesh)
             self.plan = blueprint(config, self.mesh, len(config.data.sources))
             self.sources = open_sources(config.data, config.model.vocab_size, config.seed)
-            self.layout = layout(config, self.sources.train)
             self.bubble = bubble_fraction(config, self.mesh)
+        lengths = sorted({seq_len for _, seq_len in config.shapes})
+        by_first(lambda: self.sources.pack(lengths, lambda blocks, total: track(blocks, "packing documents", total)))
+        with together():
+            self.layout, self.indexes = layout(config, self.sources.train), self.sources.indexes(lengths)
         self._stack, self._reader = ExitStack(), ExitStack()
 
     def __enter__(self) -> Self:
@@ -95,6 +99,9 @@ class Run:
             self.metrics = self._stack.enter_context(writer)
         by_first(self._write_down)
         self.metrics.log_event("resumed" if resumed else "started", position.step, **self._description())
+        for seq_len in sorted({segment.seq_len for segment in position.schedule.following(position.step)}):
+            packed = {name: source.packed(seq_len)._asdict() for name, source in self.sources.train.items()}
+            self.metrics.log_event("packing", position.step, seq_len=seq_len, sources=packed)
         if changes:
             self.metrics.log_event("config_changed", position.step, changes=changes)
 
@@ -109,6 +116,7 @@ class Run:
 
     def _resumed(self, items: dict[str, Any], saved: dict[str, Any]) -> tuple[TrainState, Position, resume.Changes]:
         resume.check_manifests(saved["manifests"], self.manifests, self.config)
+        resume.check_indexes(saved["indexes"], self.indexes, self.config)
         before = configuration.validate(saved["config"], Config, "the checkpoint's configuration")
         changes = resume.recorded_changes(before, self.config)
         position = Position.from_json(saved)
@@ -172,6 +180,7 @@ class Run:
         run = position.to_json() | {
             "config": self.config.model_dump(mode="json"),
             "manifests": self.manifests,
+            "indexes": self.indexes,
             "tokenizer": self.tokenizer.model_dump(mode="json"),
         }
         state = to_canonical(state, self.plan)

@@ -1,6 +1,7 @@
 import multiprocessing
 import pickle
 import shutil
+import sysconfig
 import tempfile
 from collections import Counter
 from itertools import accumulate, pairwise
@@ -368,9 +369,10 @@ def test_a_build_that_is_stopped_leaves_nothing(two_sources):
     bestfit.open_index(shards, 16, "split", block_tokens=100)
 
 
-def test_real_documents_fill_99_percent(prepared):
-    shards = Shards(prepared / "model")
+def test_real_documents_fill_99_percent(write_shards):
+    paths = sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))
+    shards = write_shards("stdlib", [[*(byte + 1 for byte in path.read_bytes()), 0] for path in paths[:150]])
     index = bestfit.open_index(shards, 2048, "split")
     counted = Counter(len(text) - 1 for _, text, _ in read_all(shards, index))
-    assert sum(length * count for length, count in counted.items()) == len(shards) > 300_000
+    assert sum(length * count for length, count in counted.items()) == len(shards) > 1_000_000
     assert len(shards) / (counted.total() * 2048) == index.statistics.fill_rate >= 0.99

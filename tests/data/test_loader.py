@@ -2,13 +2,14 @@ import multiprocessing
 import subprocess
 import sys
 from contextlib import closing
+from functools import partial
 from itertools import islice
 
 import numpy as np
 import pytest
 
 from maxlm.config import DataConfig, SourceConfig
-from maxlm.data import concat, loader
+from maxlm.data import bestfit, concat, loader
 from maxlm.data.schedule import Layout, Stage
 from maxlm.data.shards import Shards, index_name, tokens_name
 from maxlm.data.sources import Source, open_sources
@@ -83,6 +84,26 @@ def test_every_epoch_reads_the_whole_source_in_a_new_order(two_sources):
     first, second = source[0]["tokens"], source[1]["tokens"]
     assert not np.array_equal(first, second)
     assert sorted(map(tuple, first)) == sorted(map(tuple, second))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_best_fit_packing_reads_every_document_whole_once_an_epoch(two_sources, workers):
+    pack = partial(bestfit.open_index, overlong="split")
+    sources = {name: Source(name, one, SourceConfig(path=""), 0, pack) for name, one in two_sources.items()}
+    seq_len, windows = 64, {name: int(pack(one, 64).sizes.sum()) for name, one in two_sources.items()}
+    steps = sum(windows.values())
+    schedule = Layout([Stage(steps * seq_len, windows, 1, seq_len)], sources).begin()
+    source = loader.Batches(sources, schedule, rows={1: [0]}, num_steps=steps)
+    with closing(loader.batches(source, workers=workers)) as reader:
+        read = stack(list(reader))
+    counted = read["weights"].sum()
+    assert counted == sum(shards.manifest.target_tokens for shards in two_sources.values())
+    for number, shards in enumerate(two_sources.values()):
+        mine = read["sources"] == number
+        tokens = read["tokens"][mine][read["segment_ids"][mine] > 0]
+        assert np.array_equal(np.sort(tokens), np.sort(shards.read(0, len(shards))))
+    ends = read["tokens"] == 0
+    assert ((read["weights"] == 0) == (ends | (read["segment_ids"] == 0))).all()
 
 
 def test_sources_index_the_order_of_the_configuration(two_sources):

@@ -20,7 +20,7 @@ from maxlm.config import Config, to_yaml
 from maxlm.errors import ConfigError, DataError, DivergedError, SaveError
 from maxlm.report.metrics import read_lines
 from maxlm.train import loop
-from maxlm.train.resume import recorded_changes
+from maxlm.train.resume import check_indexes, recorded_changes
 from maxlm.train.state import check_host_memory
 
 TIMINGS = ("step_seconds", "data_wait_seconds", "tokens_per_second", "seconds", "goodput", "hbm_gib", "mfu")
@@ -231,6 +231,25 @@ def test_data_prepared_anew_is_refused(make_config, prepared, tmp_path):
     (other / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(ConfigError, match=r"data\.sources\.prep: .* was prepared anew"):
         train(make_config({"data.sources.prep.path": str(other), "data.verify": "sizes", "train.total_tokens": 9999}))
+
+
+def test_a_packed_run_resumes_on_the_same_packing_alone(make_config):
+    packed = {"data.packing": "bestfit", "schedule.name": "constant"}
+    whole = make_config(packed | {"train.total_tokens": 256 * 8}, name="whole")
+    train(whole)
+    train(make_config(packed | {"train.total_tokens": 256 * 4}, name="resumed"))
+    resumed = make_config(packed | {"train.total_tokens": 256 * 8}, name="resumed")
+    train(resumed)
+    assert_same_arrays(saved_arrays(whole, 8), saved_arrays(resumed, 8))
+    packing = [event for event in read_lines(whole.run_dir / "events.jsonl") if event["kind"] == "packing"]
+    assert packing[0]["seq_len"] == 32 and packing[0]["sources"]["model"]["fill_rate"] > 0.99
+    _, run = checkpoint.restore(checkpoint.latest(whole.run_dir.resolve()), {})
+    check_indexes(run["indexes"], run["indexes"], whole)
+    other = {name: {"32": "0" * 64} for name in run["indexes"]}
+    with pytest.raises(ConfigError, match=r"data\.sources\.model: its documents were packed otherwise"):
+        check_indexes(run["indexes"], other, whole)
+    with pytest.raises(ConfigError, match=r"data\.packing: 'bestfit' -> 'concat'"):
+        train(make_config({"train.total_tokens": 256 * 9}, name="resumed"))
 
 
 def test_a_config_without_a_checkpoint_yet_may_still_change(make_config):
