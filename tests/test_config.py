@@ -83,6 +83,19 @@ def test_unknown_key_near_nothing_lists_what_is_known(load_text: Load) -> None:
         ("data.mixture=[{tokens: 9, weights: {wbe: 1}}]", "the source 'wbe', data.sources has code, web"),
         ("data.mixture=[{tokens: 9, weights: {web: 0}}]", "at least one weight must be above 0"),
         ("data.mixture=[]", "data.mixture: found []; list should have at least 1 item"),
+        (
+            "data.sources.web.fim={rate: 1.5}",
+            "data.sources.web.fim.rate: found 1.5; input should be less than or equal",
+        ),
+        (
+            "data.sources.web.fim={suffix: <fim_prefix>}",
+            "prefix, suffix and middle must be three tokens, found <fim_pr",
+        ),
+        ("data.sources.web={path: a, fim: {}, prefix_lm: {}}", "fim and prefix_lm exclude each other"),
+        (
+            "data={mask_documents: false, sources: {web: {path: a, prefix_lm: {}}}}",
+            "prefix_lm needs mask_documents: true",
+        ),
         ("mesh.fsdp=0", "fsdp must be at least 1, or -1 for the devices left; found 0"),
         ("mesh.data=-1", "at most one axis can be -1"),
         ("model.num_kv_heads=3", "num_kv_heads must divide num_heads, found 3 and 4"),

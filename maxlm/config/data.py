@@ -10,6 +10,29 @@ from maxlm.config.section import Count, Decay, Fraction, Integer, Name, Real, Se
 SeqLen = Annotated[Integer, Field(gt=0, le=2**24)]
 
 
+class FimConfig(Section):
+    rate: Fraction = Field(0.5, description="Share of the documents that are rearranged to be filled in.")
+    spm_rate: Fraction = Field(0.5, description="Share of these in the order suffix, prefix, middle; the others: PSM.")
+    level: Literal["token", "character"] = Field(
+        "character", description="Where a document may be split; character: its three pieces are tokenized again."
+    )
+    prefix: str = Field("<fim_prefix>", description="Token in front of the prefix.")
+    suffix: str = Field("<fim_suffix>", description="Token in front of the suffix.")
+    middle: str = Field("<fim_middle>", description="Token in front of the middle.")
+
+    @model_validator(mode="after")
+    def _check(self) -> "FimConfig":
+        if len({self.prefix, self.suffix, self.middle}) < 3:
+            raise ValueError(
+                f"prefix, suffix and middle must be three tokens, found {self.prefix}, {self.suffix}, {self.middle}"
+            )
+        return self
+
+
+class PrefixConfig(Section):
+    rate: Fraction = Field(1.0, description="Share of the documents that have a bidirectional prefix.")
+
+
 class SourceConfig(Section):
     path: str = Field(description="Directory of prepared shards, as maxlm-prep wrote it.")
     max_epochs: Real | None = Field(
@@ -20,6 +43,19 @@ class SourceConfig(Section):
         description="Order of its examples: new in every epoch, or as they were written (a curriculum is prepared so; "
         "with packing bestfit, block by block of 2^24 tokens).",
     )
+    fim: FimConfig | None = Field(None, description="Fill-in-the-middle: documents rearranged; null for none.")
+    prefix_lm: PrefixConfig | None = Field(
+        None, description="Prefix language modelling: a bidirectional prefix without loss; null for none."
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> "SourceConfig":
+        # The sentinels part a rearranged document already, and its prefix may stand behind its suffix.
+        if self.fim and self.prefix_lm:
+            raise ValueError(
+                "fim and prefix_lm exclude each other; give each a source of its own (the path may be one)"
+            )
+        return self
 
 
 class HeldOutConfig(Section):
@@ -100,12 +136,21 @@ class DataConfig(Section):
     workers: Annotated[Integer, Field(ge=0)] = Field(0, description="Grain worker processes; 0 reads in threads.")
     prefetch: Count = Field(4, description="Batches that are read ahead.")
 
+    @property
+    def has_prefixes(self) -> bool:
+        """Whether batches have `prefix`: some source's documents have a bidirectional prefix."""
+        return any(source.prefix_lm is not None for source in self.sources.values())
+
     @model_validator(mode="after")
     def _check(self) -> "DataConfig":
         if self.packing == "bestfit" and not self.mask_documents:
             raise ValueError(
                 "mask_documents must be true with packing bestfit: documents that lie in one example do not follow "
                 "each other"
+            )
+        if self.has_prefixes and not self.mask_documents:
+            raise ValueError(
+                "prefix_lm needs mask_documents: true, or the prefix of one document would see that of a later one"
             )
         for stage in self.mixture:
             for name in stage.weights:
