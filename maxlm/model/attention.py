@@ -55,18 +55,19 @@ class Attended:
     context: str = "all_gather"  # how a split sequence is seen whole: all_gather | ring
 
 
-def attend(q_BSHE, k_BSKE, v_BSKE, segment_ids_BS, cache: KeyValues | None, how: Attended):
+def attend(q_BSHE, k_BSKE, v_BSKE, segment_ids_BS, cache: KeyValues | None, how: Attended, prefix_BS=None):
     """Grouped-query attention of new queries over the cache (where given) and the new keys and values.
 
+    It is causal but for the tokens of `prefix_BS` (bool), as `visible` says; not with a cache.
     Under a context axis each shard holds its part of the sequence in `sequence_order`. Returns the mixed values
     [B, S, H, E], named "attention" for remat policies together with what else the backward pass of the
     implementation needs, and the extended cache. Padding (segment 0) sees only padding, so no row of the softmax is
     empty. (cudnn alone lets padding at a row's end see the text before it; nothing reads what comes of that.)
     """
     k_BSKE, v_BSKE = _per_shard(k_BSKE), _per_shard(v_BSKE)
-    shards, name = axis_size("context"), _choose(q_BSHE, cache, how)
+    shards, name = axis_size("context"), _choose(q_BSHE, cache, how, prefix_BS is not None)
     if name == "reference":
-        return _attend_by_reference(q_BSHE, k_BSKE, v_BSKE, segment_ids_BS, cache, how)
+        return _attend_by_reference(q_BSHE, k_BSKE, v_BSKE, segment_ids_BS, cache, how, prefix_BS)
     if name == "splash":
         blocks = kernels.splash_blocks(how.device_kind)
         mixed_BSHE = splash_attention(q_BSHE, k_BSKE, v_BSKE, segment_ids_BS, how.window, how.softcap, blocks)
@@ -77,10 +78,12 @@ def attend(q_BSHE, k_BSKE, v_BSKE, segment_ids_BS, cache: KeyValues | None, how:
         own = {"blocked": ring_attention if shards > 1 else tiled_attention, "flash": flash_attention}[name]
         own = functools.partial(own, window=how.window, softcap=how.softcap)
     queries, keys, tokens = (("batch", "sequence", *rest) for rest in (("heads", None), ("kv_heads", None), ()))
-    return manual(own, (queries, keys, keys, tokens), queries)(q_BSHE, k_BSKE, v_BSKE, segment_ids_BS), cache
+    about_tokens = (segment_ids_BS,) if prefix_BS is None else (segment_ids_BS, prefix_BS)
+    axes = (queries, keys, keys, *(tokens for _ in about_tokens))
+    return manual(own, axes, queries)(q_BSHE, k_BSKE, v_BSKE, *about_tokens), cache
 
 
-def _choose(q_BSHE, cache: KeyValues | None, how: Attended) -> str:
+def _choose(q_BSHE, cache: KeyValues | None, how: Attended, prefix: bool) -> str:
     asked = kernels.Asked(
         platform=how.platform,
         seq_len=q_BSHE.shape[1],
@@ -90,6 +93,7 @@ def _choose(q_BSHE, cache: KeyValues | None, how: Attended) -> str:
         documents=how.documents,
         window=how.window is not None,
         softcap=how.softcap is not None,
+        prefix=prefix,
         cache=cache is not None,
         context=how.context,
         shards=axis_size("context"),
@@ -97,8 +101,8 @@ def _choose(q_BSHE, cache: KeyValues | None, how: Attended) -> str:
     return kernels.choose(how.kernel, asked)
 
 
-def _attend_by_reference(q_BSHE, k_BSKE, v_BSKE, segment_ids_BS, cache: KeyValues | None, how: Attended):
-    segments_BT = segment_ids_BS
+def _attend_by_reference(q_BSHE, k_BSKE, v_BSKE, segment_ids_BS, cache: KeyValues | None, how: Attended, prefix_BS):
+    segments_BT, prefix_BT = segment_ids_BS, prefix_BS
     if cache is not None:
         first, cache = cache.length, cache.append(k_BSKE, v_BSKE, segment_ids_BS)
         k_BSKE, v_BSKE, segments_BT = cache.key_BTKE, cache.value_BTKE, cache.segment_ids_BT
@@ -107,7 +111,8 @@ def _attend_by_reference(q_BSHE, k_BSKE, v_BSKE, segment_ids_BS, cache: KeyValue
         index_S = index_T = jnp.asarray(sequence_order(q_BSHE.shape[1], axis_size("context")))
         k_BSKE, v_BSKE = (shard(x, "batch", None, "kv_heads", None) for x in (k_BSKE, v_BSKE))
         segments_BT = shard(segment_ids_BS, "batch", None)
-    allowed_BST = visible(index_S, index_T, segment_ids_BS, segments_BT, how.window)
+        prefix_BT = None if prefix_BS is None else shard(prefix_BS, "batch", None)
+    allowed_BST = visible(index_S, index_T, segment_ids_BS, segments_BT, how.window, prefix_BS, prefix_BT)
     return checkpoint_name(reference(q_BSHE, k_BSKE, v_BSKE, allowed_BST, how.softcap), "attention"), cache
 
 

@@ -1,6 +1,7 @@
 """A decoder layer, and the scan over repeating blocks of layers."""
 
 import functools
+from typing import NamedTuple
 
 import jax
 from flax import nnx
@@ -34,6 +35,15 @@ REMAT_POLICIES = {
 
 WHOLE = ("batch", "sequence", None)  # activations of which every tensor shard has all
 
+
+class Places(NamedTuple):
+    """Where tokens stand, each of the shape [B, S]."""
+
+    segment_ids_BS: jax.Array  # documents of a row, numbered from 1; 0 is padding
+    positions_BS: jax.Array  # in the document
+    prefix_BS: jax.Array | None = None  # bool, tokens of a document's bidirectional prefix
+
+
 Caches = dict[str, KeyValues]  # per position of the pattern, every leaf with a leading axis over the blocks
 Routers = dict[str, RouterStats]  # per position with experts, likewise
 
@@ -60,11 +70,11 @@ class Layer(nnx.Module):
             self.mlp = MLP(config, config.mlp_dim, out_std, mlp, dtype)
         self.residual, self.mlp_chunks = options.residual, options.mlp_chunks
 
-    def __call__(self, x_BSD, rope: Rotations, segment_ids_BS, cache: KeyValues | None):
+    def __call__(self, x_BSD, rope: Rotations, segment_ids_BS, cache: KeyValues | None, prefix_BS=None):
         """The rows after the layer, the extended cache, and what the router did (None without experts)."""
         x_BSD, stats = shard(x_BSD, *self.residual), None
         normed_BSD = self._whole(_normed(x_BSD, self.attention_norm))
-        mixed_BSD, cache = self.attention(normed_BSD, rope, segment_ids_BS, cache)
+        mixed_BSD, cache = self.attention(normed_BSD, rope, segment_ids_BS, cache, prefix_BS)
         mixed_BSD = checkpoint_name(shard(mixed_BSD, *self.residual), "attention_out")
         x_BSD = x_BSD + _normed(mixed_BSD, self.attention_out_norm)
         normed_BSD = self._whole(_normed(x_BSD, self.mlp_norm))
@@ -90,7 +100,7 @@ def _cast(dtype, _, param):
     return param.replace(param[...].astype(dtype)) if is_matrix(axes) and "experts_router" not in axes else param
 
 
-def run_blocks(stacks: dict, x_BSD, segment_ids_BS, positions_BS, config: ModelConfig, options: Options, caches=None):
+def run_blocks(stacks: dict, x_BSD, places: Places, config: ModelConfig, options: Options, caches=None):
     """Blocks of layers, one after the other.
 
     Args:
@@ -98,10 +108,10 @@ def run_blocks(stacks: dict, x_BSD, segment_ids_BS, positions_BS, config: ModelC
         caches: as many blocks of `Caches`, or None.
     Returns: the rows, the extended caches, and the routers' statistics with a leading axis over the blocks.
     """
-    rope = rotations(positions_BS, config)
+    rope = rotations(places.positions_BS, config)
 
     def layer(graphdef, params, x_BSD, cache):
-        return nnx.merge(graphdef, params)(x_BSD, rope, segment_ids_BS, cache)
+        return nnx.merge(graphdef, params)(x_BSD, rope, places.segment_ids_BS, cache, places.prefix_BS)
 
     def block(x_BSD, repeat):
         params, caches = repeat

@@ -20,7 +20,7 @@ from flax import nnx
 
 from maxlm.config import ModelConfig
 from maxlm.model.attention import KeyValues
-from maxlm.model.block import WHOLE, Caches, Layer, Routers, checkpointed, checkpointed_stage, run_blocks
+from maxlm.model.block import WHOLE, Caches, Layer, Places, Routers, checkpointed, checkpointed_stage, run_blocks
 from maxlm.model.layers import POSITIONS, TABLE, Options, look_up, parameter, weight
 from maxlm.model.norms import stream_norm
 from maxlm.model.positions import rotations
@@ -42,7 +42,7 @@ class Hidden(NamedTuple):
 
 
 class Decoder(nnx.Module):
-    """A causal language model."""
+    """A causal language model, whose batches may have prefixes within which every token sees every other."""
 
     def __init__(self, config: ModelConfig, key: jax.Array, options: Options = DEFAULT):
         embedding_key, layers_key, output_key = jax.random.split(key, 3)
@@ -71,15 +71,18 @@ class Decoder(nnx.Module):
         else:
             self.output = parameter(output_key, table[::-1], TABLE[::-1], std, dtype)
 
-    def __call__(self, tokens_BS, segment_ids=None, positions=None) -> jax.Array:
-        """Logits, float32 [B, S, V], of int32 tokens [B, S]; by default each row is one document."""
-        return self.logits(self.hidden(tokens_BS, segment_ids, positions).x_BSD)
+    def __call__(self, tokens_BS, segment_ids=None, positions=None, prefix=None) -> jax.Array:
+        """Logits, float32 [B, S, V], of int32 tokens [B, S]; by default each row is one document without a prefix."""
+        return self.logits(self.hidden(tokens_BS, segment_ids, positions, prefix=prefix).x_BSD)
 
-    def hidden(self, tokens_BS, segment_ids=None, positions=None, caches: Caches | None = None) -> Hidden:
+    def hidden(self, tokens_BS, segment_ids=None, positions=None, caches: Caches | None = None, prefix=None) -> Hidden:
         """Everything but the output matrix. On a mesh with a context axis columns are in `sequence_order`.
 
-        Positions are below `ModelConfig.learned_positions` where there are such.
+        Positions are below `ModelConfig.learned_positions` where there are such. `prefix`, bool [B, S], marks the
+        tokens of a document that see each other in both directions; decoding (caches) is causal and takes none.
         """
+        if prefix is not None and caches is not None:
+            raise ValueError("found a prefix and caches; decoding with a cache is causal, leave one of them out")
         if segment_ids is None:
             segment_ids = jnp.ones_like(tokens_BS)
         if positions is None:
@@ -89,9 +92,10 @@ class Decoder(nnx.Module):
             positions = jnp.broadcast_to(jnp.arange(tokens_BS.shape[1]), tokens_BS.shape)
         options = self.options
         x_BSD = self._embed(tokens_BS, positions)
-        x_BSD, caches = self._run_first(x_BSD, segment_ids, positions, caches)
+        places = Places(segment_ids, positions, prefix)
+        x_BSD, caches = self._run_first(x_BSD, places, caches)
         blocks = None if caches is None else {position: caches[position] for position in self.blocks}
-        x_BSD, blocks, routers = self._run_blocks(x_BSD, segment_ids, positions, blocks)
+        x_BSD, blocks, routers = self._run_blocks(x_BSD, places, blocks)
         caches = None if caches is None else caches | blocks
         normed_BSD = shard(self.final_norm(x_BSD), *options.residual)
         return Hidden(reshard(normed_BSD, WHOLE, options.residual), caches, routers)
@@ -139,31 +143,31 @@ class Decoder(nnx.Module):
         axes = axes if self.options.parallel.zero == 3 else replicated(axes)
         return shard(look_up(table[...].astype(self.options.dtype), axes, index_BS), *self.options.residual)
 
-    def _run_first(self, x_BSD, segment_ids, positions, caches: Caches | None):
+    def _run_first(self, x_BSD, places: Places, caches: Caches | None):
         """The layers before the blocks, which every device runs on its part of the batch."""
-        rope = rotations(positions, self.config)
+        rope = rotations(places.positions_BS, self.config)
         for number, layer in enumerate(self.first):
             graphdef, params = nnx.split(layer)
 
             def run(params, x_BSD, cache, graphdef=graphdef):
-                return nnx.merge(graphdef, params)(x_BSD, rope, segment_ids, cache)
+                return nnx.merge(graphdef, params)(x_BSD, rope, places.segment_ids_BS, cache, places.prefix_BS)
 
             cache = None if caches is None else caches[f"first{number}"]
             x_BSD, cache, _ = checkpointed(run, self.options.remat, in_scan=False)(params, x_BSD, cache)
             caches = None if caches is None else caches | {f"first{number}": cache}
         return x_BSD, caches
 
-    def _run_blocks(self, x_BSD, segment_ids, positions, caches: Caches | None):
+    def _run_blocks(self, x_BSD, places: Places, caches: Caches | None):
         config, options = self.config, self.options
         stacks = {position: nnx.split(stack) for position, stack in self.blocks.items()}
         if axis_size("pipeline") == 1:
-            return run_blocks(stacks, x_BSD, segment_ids, positions, config, options, caches)
+            return run_blocks(stacks, x_BSD, places, config, options, caches)
         schedule = options.pipeline
 
-        def stage(params, repeat, x_bSD, tokens):
+        def stage(params, repeat, x_bSD, places):
             own = jax.tree.map(lambda p: jax.lax.dynamic_index_in_dim(p, repeat, 0, keepdims=False), params)
             stacks_of_stage = {position: (graphdef, own[position]) for position, (graphdef, _) in stacks.items()}
-            x_bSD, _, routers = run_blocks(stacks_of_stage, x_bSD, *tokens, config, options)
+            x_bSD, _, routers = run_blocks(stacks_of_stage, x_bSD, places, config, options)
             return x_bSD, routers
 
         stage = checkpointed_stage(stage, options.remat, whole=schedule.remat_stages or schedule.repeats > 1)
@@ -174,7 +178,7 @@ class Decoder(nnx.Module):
             stage,
             params,
             x_BSD,
-            (segment_ids, positions),
+            places,
             microbatches=schedule.microbatches,
             repeats=schedule.repeats,
             rest=options.residual[1:],

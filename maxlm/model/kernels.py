@@ -15,12 +15,13 @@ EVERYWHERE = TPU + GPU + CPU
 
 @dataclass(frozen=True)
 class Capability:
-    """What an implementation honours, for causal grouped-query attention; none of them repeats keys."""
+    """What an implementation honours, for grouped-query attention that is causal; none of them repeats keys."""
 
     platforms: tuple[str, ...]
     documents: bool  # masks between the documents of a packed row (segment ids)
     window: bool  # sliding windows
     softcap: bool  # tanh soft cap of the scores
+    prefix: bool  # tokens of a document's prefix that see each other in both directions
     cache: bool  # new tokens that see those of a cache (decoding)
     context: tuple[str, ...]  # what it can do about a sequence that is split: parallel.context
     chunk: int = 1  # the sequence (under a context axis each of its 2 x shards chunks) is a multiple of so many tokens
@@ -31,16 +32,16 @@ class Capability:
 
 CAPABILITIES = {
     # Plain XLA with all scores at once: the truth, in memory quadratic in the sequence.
-    "reference": Capability(EVERYWHERE, True, True, True, True, ("all_gather",)),
+    "reference": Capability(EVERYWHERE, True, True, True, True, True, ("all_gather",)),
     # Plain XLA in tiles with a backward pass that recomputes them (ring.py, a ring of one where nothing is split).
-    "blocked": Capability(EVERYWHERE, True, True, True, False, ("ring",)),
+    "blocked": Capability(EVERYWHERE, True, True, True, True, False, ("ring",)),
     # Pallas for TPU (splash.py). Its tiles are made of 128 lanes.
-    "splash": Capability(TPU, True, True, True, False, ("all_gather",), chunk=128),
+    "splash": Capability(TPU, True, True, True, False, False, ("all_gather",), chunk=128),
     # Pallas for GPU (flash.py); it pads what does not fill its tiles.
-    "flash": Capability(GPU, True, True, True, False, (), max_head_dim=256),
+    "flash": Capability(GPU, True, True, True, False, False, (), max_head_dim=256),
     # XLA's call of cuDNN, which knows no documents; padding at a row's end is hidden by causality alone.
     "cudnn": Capability(
-        GPU, False, True, False, False, (), max_head_dim=128, head_dim_multiple=8, dtypes=("bfloat16", "float16")
+        GPU, False, True, False, False, False, (), max_head_dim=128, head_dim_multiple=8, dtypes=("bfloat16", "float16")
     ),
 }
 
@@ -63,6 +64,7 @@ class Asked:
     documents: bool
     window: bool
     softcap: bool
+    prefix: bool = False
     cache: bool = False
     context: str = "all_gather"
     shards: int = 1  # of the sequence
@@ -98,6 +100,8 @@ def refusal(name: str, asked: Asked) -> str | None:
         return "has no sliding windows, found model.window"
     if asked.softcap and not able.softcap:
         return "has no soft cap, found model.attention_softcap"
+    if asked.prefix and not able.prefix:
+        return "has no bidirectional prefix, found data.sources with prefix_lm"
     if asked.cache and not able.cache:
         return "does not read a cache, found decoding"
     if asked.shards > 1 and asked.context not in able.context:
@@ -138,6 +142,7 @@ def chosen(config: Config, mesh_shape: dict[str, int], platform: str, dtype: str
         documents=config.data.mask_documents,
         window=any(window is not None for window in model.window_pattern),
         softcap=model.attention_softcap is not None,
+        prefix=config.data.has_prefixes,
         context=config.parallel.context,
         shards=mesh_shape.get("context", 1),
     )

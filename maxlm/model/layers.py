@@ -102,7 +102,7 @@ def look_up(table_VD: jax.Array, axes: tuple[str | None, ...], tokens_BS: jax.Ar
 
 
 class Attention(nnx.Module):
-    """Causal grouped-query attention."""
+    """Grouped-query attention, causal but within prefixes."""
 
     def __init__(self, config: ModelConfig, window: int | None, out_std: float, key: jax.Array, options: Options):
         query, keys, value, out = jax.random.split(key, 4)
@@ -130,7 +130,7 @@ class Attention(nnx.Module):
             context=options.parallel.context,
         )
 
-    def __call__(self, x_BSD, rope: Rotations, segment_ids_BS, cache: KeyValues | None):
+    def __call__(self, x_BSD, rope: Rotations, segment_ids_BS, cache: KeyValues | None, prefix_BS=None):
         dtype, tables = x_BSD.dtype, rope.of(self.attended.window)
         q_BSHE = plus(jnp.einsum("BSD,DHE->BSHE", x_BSD, weight(self.query, dtype)), self.query_bias)
         k_BSKE = plus(jnp.einsum("BSD,DKE->BSKE", x_BSD, weight(self.key, dtype)), self.key_bias)
@@ -142,7 +142,7 @@ class Attention(nnx.Module):
         q_BSHE = checkpoint_name(shard(apply_rope(q_BSHE, tables), "batch", "sequence", "heads", None), "query")
         k_BSKE = checkpoint_name(shard(apply_rope(k_BSKE, tables), "batch", "sequence", "kv_heads", None), "key")
         v_BSKE = checkpoint_name(shard(v_BSKE, "batch", "sequence", "kv_heads", None), "value")
-        mixed_BSHE, cache = attend(q_BSHE, k_BSKE, v_BSKE, segment_ids_BS, cache, self.attended)
+        mixed_BSHE, cache = attend(q_BSHE, k_BSKE, v_BSKE, segment_ids_BS, cache, self.attended, prefix_BS)
         mixed_BSHE = shard(mixed_BSHE, "batch", "sequence", "heads", None)
         return plus(jnp.einsum("BSHE,HED->BSD", mixed_BSHE, weight(self.out, dtype)), self.out_bias), cache
 

@@ -4,13 +4,22 @@ import jax
 import jax.numpy as jnp
 
 
-def visible(index_S, index_T, segments_BS, segments_BT, window: int | None) -> jax.Array:
-    """Which key each query may see, bool [B, S, T]: the same document, not later, within the window."""
+def visible(index_S, index_T, segments_BS, segments_BT, window: int | None, prefix_BS=None, prefix_BT=None):
+    """Which key each query may see, bool [B, S, T]: the same document, not later, within the window.
+
+    Tokens of one document that are marked as its prefix (bool, of the queries and of the keys; None where there is
+    none) see each other in both directions (Raffel et al. 2020, section 3.2.1), a later one within the window as well.
+    """
     distance_ST = index_S[:, None] - index_T[None, :]
-    allowed_ST = distance_ST >= 0
+    allowed = distance_ST >= 0
     if window is not None:
-        allowed_ST &= distance_ST < window
-    return allowed_ST & (segments_BS[:, :, None] == segments_BT[:, None, :])
+        allowed &= distance_ST < window
+    if prefix_BS is not None:
+        mutual_BST = prefix_BS[:, :, None] & prefix_BT[:, None, :]
+        if window is not None:
+            mutual_BST &= jnp.abs(distance_ST) < window
+        allowed = allowed | mutual_BST
+    return allowed & (segments_BS[:, :, None] == segments_BT[:, None, :])
 
 
 def capped(scores: jax.Array, softcap: float | None) -> jax.Array:

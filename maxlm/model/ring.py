@@ -7,7 +7,9 @@ the first tokens idle, so the sequence is cut in 2 * shards chunks and shard r h
 early and late for a shard's two chunks. Of the four pairs of chunks between a device's queries and another shard's
 keys, causality allows exactly two, and these wholly: late queries see early keys always; and, where the keys' owner
 stands before the device, early queries see early keys, else late queries see late keys. All devices thus do equal
-work at every step, and which pair it is decides a number added to a block's index, not a branch.
+work at every step, and which pair it is decides a number added to a block's index, not a branch. Where documents have
+prefixes, within which tokens see later ones too, the other pairs hold what is ahead; of their tiles only those are
+worked through that a prefix reaches, found from the batch as it comes.
 
 A shard is worked through in tiles, a block of queries against a block of keys, so no scores larger than a tile
 exist, in the backward pass neither: it recomputes each tile from the saved log-sum-exp (Dao 2023, FlashAttention-2).
@@ -33,30 +35,31 @@ BLOCK = 512
 MASKED, START = -1e30, -1e20
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6, 7))
 def ring_attention(
     q_BSHE,
     k_BSKE,
     v_BSKE,
     segment_ids_BS,
-    window: int | None,
+    prefix_BS=None,
+    window: int | None = None,
     softcap: float | None = None,
     axis: str | None = "context",
 ) -> jax.Array:
-    """Causal grouped-query attention, to be called where the mesh axis `axis` is manual; returns [B, S, H, E].
+    """Grouped-query attention, to be called where the mesh axis `axis` is manual; returns [B, S, H, E].
 
     The arguments are this device's shards, S positions, of sequences in `sequence_order`; without an axis they are
-    whole. Equals `reference`
-    under the mask of `visible` over the sequence's own order. Scores, statistics of the softmax and all sums are
+    whole. Equals `reference` under the mask of `visible` over the sequence's own order: causal, but for the tokens
+    that `prefix_BS` (bool) marks. Scores, statistics of the softmax and all sums are
     float32. The result is named "attention" for remat policies. For speed, half of S should have a divisor near, not
     above, BLOCK.
     """
-    return _forward(q_BSHE, k_BSKE, v_BSKE, segment_ids_BS, window, softcap, axis)[0]
+    return _forward(q_BSHE, k_BSKE, v_BSKE, segment_ids_BS, prefix_BS, window, softcap, axis)[0]
 
 
-def _forward(q_BSHE, k_BSKE, v_BSKE, segment_ids_BS, window: int | None, softcap: float | None, axis: str | None):
-    kv_heads = k_BSKE.shape[2]
-    queries, shard = _queries(q_BSHE, segment_ids_BS, kv_heads, axis), _keys(k_BSKE, v_BSKE, segment_ids_BS)
+def _forward(q_BSHE, k_BSKE, v_BSKE, segment_ids_BS, prefix_BS, window: int | None, softcap: float | None, axis):
+    tokens_BS, kv_heads = (segment_ids_BS, prefix_BS), k_BSKE.shape[2]
+    queries, shard = _queries(q_BSHE, tokens_BS, kv_heads, axis), _keys(k_BSKE, v_BSKE, tokens_BS)
     q_NBKRE = queries[0]
     start_NBKR = jnp.full(q_NBKRE.shape[:-1], START, jnp.float32)
     start = (start_NBKR, jnp.zeros_like(start_NBKR), jnp.zeros(q_NBKRE.shape, jnp.float32))
@@ -67,13 +70,13 @@ def _forward(q_BSHE, k_BSKE, v_BSKE, segment_ids_BS, window: int | None, softcap
     # Named here: a remat policy that saves the result alone would go round the ring again for the log-sum-exp.
     out_BSHE = checkpoint_name(out_BSHE, "attention")
     lse_NBKR = checkpoint_name(max_NBKR + jnp.log(sum_NBKR), "attention")
-    return out_BSHE, (q_BSHE, k_BSKE, v_BSKE, segment_ids_BS, out_BSHE, lse_NBKR)
+    return out_BSHE, (q_BSHE, k_BSKE, v_BSKE, segment_ids_BS, prefix_BS, out_BSHE, lse_NBKR)
 
 
 def _backward(window: int | None, softcap: float | None, axis: str | None, residuals, d_out_BSHE):
-    q_BSHE, k_BSKE, v_BSKE, segment_ids_BS, out_BSHE, lse_NBKR = residuals
-    kv_heads = k_BSKE.shape[2]
-    queries, shard = _queries(q_BSHE, segment_ids_BS, kv_heads, axis), _keys(k_BSKE, v_BSKE, segment_ids_BS)
+    q_BSHE, k_BSKE, v_BSKE, segment_ids_BS, prefix_BS, out_BSHE, lse_NBKR = residuals
+    tokens_BS, kv_heads = (segment_ids_BS, prefix_BS), k_BSKE.shape[2]
+    queries, shard = _queries(q_BSHE, tokens_BS, kv_heads, axis), _keys(k_BSKE, v_BSKE, tokens_BS)
     # The derivative of softmax subtracts sum over T of weights * d_weights, which is d_out . out (Dao et al. 2022).
     dot_BSH1 = jnp.sum(d_out_BSHE.astype(jnp.float32) * out_BSHE.astype(jnp.float32), -1, keepdims=True)
     dot_NBKR = _to_blocks(dot_BSH1, kv_heads)[..., 0]
@@ -83,13 +86,15 @@ def _backward(window: int | None, softcap: float | None, axis: str | None, resid
     dq, (dk, dv) = _around(tile, queries, shard, zeros_q, (zeros_k, zeros_k), window, axis)
     dq_BSHE = _from_blocks(dq, q_BSHE.shape) * q_BSHE.shape[-1] ** -0.5
     dk_BSKE, dv_BSKE = _from_blocks(dk, k_BSKE.shape), _from_blocks(dv, v_BSKE.shape)
-    return dq_BSHE.astype(q_BSHE.dtype), dk_BSKE.astype(k_BSKE.dtype), dv_BSKE.astype(v_BSKE.dtype), None
+    return dq_BSHE.astype(q_BSHE.dtype), dk_BSKE.astype(k_BSKE.dtype), dv_BSKE.astype(v_BSKE.dtype), None, None
 
 
 ring_attention.defvjp(_forward, _backward)
 
 
-def tiled_attention(q_BSHE, k_BSKE, v_BSKE, segment_ids_BS, window: int | None, softcap: float | None) -> jax.Array:
+def tiled_attention(
+    q_BSHE, k_BSKE, v_BSKE, segment_ids_BS, prefix_BS=None, *, window: int | None, softcap: float | None
+) -> jax.Array:
     """`ring_attention` on one device, over sequences of any length S: it pads what does not make two even chunks."""
     length = q_BSHE.shape[1]
     padding = length % 2 if length <= 2 * BLOCK else -length % (BLOCK // 4)
@@ -97,8 +102,9 @@ def tiled_attention(q_BSHE, k_BSKE, v_BSKE, segment_ids_BS, window: int | None, 
     def padded(x_BS):
         return jnp.pad(x_BS, [(0, 0), (0, padding)] + [(0, 0)] * (x_BS.ndim - 2))  # segment 0, later than all
 
-    arrays = (q_BSHE, k_BSKE, v_BSKE, segment_ids_BS)
-    return ring_attention(*map(padded, arrays) if padding else arrays, window, softcap, None)[:, :length]
+    arrays = (q_BSHE, k_BSKE, v_BSKE, segment_ids_BS, prefix_BS)
+    arrays = jax.tree.map(padded, arrays) if padding else arrays
+    return ring_attention(*arrays, window, softcap, None)[:, :length]
 
 
 def _scores(q_BKRE, k_BKTE, softcap: float | None) -> jax.Array:
@@ -107,10 +113,10 @@ def _scores(q_BKRE, k_BKTE, softcap: float | None) -> jax.Array:
 
 def _tile_forward(queries, keys, totals, nothing, window: int | None, softcap: float | None):
     """One tile's part of the softmax, merged into the running maxima, sums [B, K, R] and mixed values."""
-    q_BKRE, index_R, segments_BR = queries
-    k_BKTE, v_BKTE, segments_BT, index_T = keys
+    q_BKRE, index_R, segments_BR, prefix_BR = queries
+    k_BKTE, v_BKTE, segments_BT, prefix_BT, index_T = keys
     old_BKR, sum_BKR, mixed_BKRE = totals
-    allowed_BRT = visible(index_R, index_T, segments_BR, segments_BT, window)
+    allowed_BRT = visible(index_R, index_T, segments_BR, segments_BT, window, prefix_BR, prefix_BT)
     scores_BKRT = jnp.where(allowed_BRT[:, None], _scores(q_BKRE, k_BKTE, softcap), MASKED)
     max_BKR = jnp.maximum(old_BKR, jnp.max(scores_BKRT, axis=-1))
     weights_BKRT = jnp.exp(scores_BKRT - max_BKR[..., None])
@@ -122,10 +128,10 @@ def _tile_forward(queries, keys, totals, nothing, window: int | None, softcap: f
 
 def _tile_backward(queries, keys, dq_BKRE, d_keys, window: int | None, softcap: float | None):
     """One tile's part of the gradients, added to them."""
-    q_BKRE, index_R, segments_BR, d_out_BKRE, lse_BKR, dot_BKR = queries
-    k_BKTE, v_BKTE, segments_BT, index_T = keys
+    q_BKRE, index_R, segments_BR, prefix_BR, d_out_BKRE, lse_BKR, dot_BKR = queries
+    k_BKTE, v_BKTE, segments_BT, prefix_BT, index_T = keys
     dk_BKTE, dv_BKTE = d_keys
-    allowed_BRT = visible(index_R, index_T, segments_BR, segments_BT, window)
+    allowed_BRT = visible(index_R, index_T, segments_BR, segments_BT, window, prefix_BR, prefix_BT)
     scores_BKRT = _scores(q_BKRE, k_BKTE, softcap)
     weights_BKRT = jnp.exp(jnp.where(allowed_BRT[:, None], scores_BKRT, MASKED) - lse_BKR[..., None])
     dv_BKTE += _product("BKRT,BKRE->BKTE", weights_BKRT.astype(d_out_BKRE.dtype), d_out_BKRE)
@@ -150,7 +156,8 @@ def _around(tile, queries, shard, totals, zeros, window: int | None, axis: str |
     """
     shards, rank = _place(axis)
     blocks, block = shard[2].shape[0], shard[2].shape[2]
-    schedule = _schedule(shards, blocks // 2, block, window)
+    prefixes = shard[3] is not None
+    schedule = _schedule(shards, blocks // 2, block, window, prefixes)
 
     def visit(totals, shard, step, tiles_P3, count):
         if not len(tiles_P3):  # all lie outside the window
@@ -159,6 +166,8 @@ def _around(tile, queries, shard, totals, zeros, window: int | None, axis: str |
         # Owners after this device have gone past the end of the ring: their step exceeds its rank.
         later = jnp.where(step > rank, blocks // 2, 0)
         tiles_P3 = jnp.asarray(tiles_P3)
+        if prefixes:
+            tiles_P3, count = _needed(tiles_P3, count, later, queries, keys)
 
         def run(carry):
             number, totals, sums = carry
@@ -199,13 +208,14 @@ def _around(tile, queries, shard, totals, zeros, window: int | None, axis: str |
     return totals, sums
 
 
-def _schedule(shards: int, half: int, block: int, window: int | None) -> list[np.ndarray]:
+def _schedule(shards: int, half: int, block: int, window: int | None, prefixes: bool = False) -> list[np.ndarray]:
     """For every step of the ring its tiles [P, 3]: query block, key block, and 1 where `half` is to be added to both
-    when the keys' owner stands after the device (early with early becomes late with late).
+    when the keys' owner stands after the device (early with early becomes late with late), -1 where to be subtracted.
 
-    All devices have one schedule. A tile is left out if its keys are later than its queries, or outside the window, on
-    every device. Steps away from the owner, chunks of the pair that depends on the rank are at least
-    min(step, shards - step) chunks apart, those of late queries and early keys at least one more.
+    All devices have one schedule. A tile is left out if its keys are outside the window on every device, or later than
+    its queries, unless there are `prefixes`, where those ahead follow the others. Steps away from the owner, chunks of
+    the pair that depends on the rank are at least min(step, shards - step) chunks apart, those of late queries and
+    early keys (ahead: of early queries and late keys) at least one more.
     """
 
     def within(query, key, switched: int, blocks_apart) -> np.ndarray:
@@ -214,13 +224,42 @@ def _schedule(shards: int, half: int, block: int, window: int | None) -> list[np
         return np.stack([query, key, np.full_like(query, switched)], -1)[seen].astype(np.int32)
 
     # A shard's blocks stand in the sequence's order, so its own tiles are a triangle; its chunks may be neighbours.
-    query, key = np.tril_indices(2 * half)
-    schedule = [within(query, key, 0, query - key)]
-    query, key = np.indices((half, half)).reshape(2, -1)
+    late, early = np.tril_indices(2 * half)
+    tiles = [within(late, early, 0, late - early)]
+    if prefixes:
+        late, early = np.tril_indices(2 * half, -1)
+        tiles.append(within(early, late, 0, late - early))
+    schedule = [np.concatenate(tiles)]
+    late, early = np.indices((half, half)).reshape(2, -1)
     for step in range(1, shards):
-        apart = min(step, shards - step) * half + query - key
-        schedule.append(np.concatenate([within(query, key, 1, apart), within(query + half, key, 0, apart + half)]))
+        apart = min(step, shards - step) * half + late - early
+        tiles = [within(late, early, 1, apart), within(late + half, early, 0, apart + half)]
+        if prefixes:
+            tiles += [within(early + half, late + half, -1, apart), within(early, late + half, 0, apart + half)]
+        schedule.append(np.concatenate(tiles))
     return schedule
+
+
+def _needed(tiles_P3, count, half, queries, keys):
+    """Of the first `count` tiles those in which there is something to see, first, and their number.
+
+    A tile whose keys are ahead is needed where a prefix lies in both of its blocks: where, in a row, the segments of
+    their prefixes' tokens overlap as ranges. In documents much shorter than the sequence these are few.
+    """
+    (_, index_NR, *query_tokens), (_, _, *key_tokens, index_NT) = queries[:4], keys
+    query_P, key_P = (tiles_P3[:, place] + tiles_P3[:, 2] * half for place in range(2))
+    (low_NB, high_NB), (key_low_NB, key_high_NB) = (_prefix_segments(*tokens) for tokens in (query_tokens, key_tokens))
+    overlap_PB = (low_NB[query_P] <= key_high_NB[key_P]) & (key_low_NB[key_P] <= high_NB[query_P])
+    needed_P = (index_NT[key_P, 0] <= index_NR[query_P, 0]) | jnp.any(overlap_PB, axis=1)
+    needed_P &= jnp.arange(len(tiles_P3)) < count
+    return tiles_P3[jnp.argsort(~needed_P, stable=True)], jnp.sum(needed_P)
+
+
+def _prefix_segments(segments_NBS, prefix_NBS) -> tuple[jax.Array, jax.Array]:
+    """The least and the greatest segment of a block's prefixes [N, B]; where it has none, what overlaps nothing."""
+    none = jnp.iinfo(jnp.int32)
+    least = jnp.min(jnp.where(prefix_NBS, segments_NBS, none.max), axis=-1)
+    return least, jnp.max(jnp.where(prefix_NBS, segments_NBS, none.min), axis=-1)
 
 
 def _place(axis: str | None):
@@ -241,20 +280,20 @@ def _set(tree, block, values):
     return jax.tree.map(lambda x, new: jax.lax.dynamic_update_index_in_dim(x, new, block, 0), tree, values)
 
 
-def _queries(q_BSHE, segment_ids_BS, kv_heads: int, axis: str | None):
-    """Scaled queries [N, B, K, R, E], their indices in the sequence [N, R] and segments [N, B, R]."""
+def _queries(q_BSHE, tokens_BS, kv_heads: int, axis: str | None):
+    """Scaled queries [N, B, K, R, E], their indices in the sequence [N, R], segments and prefix (or None) [N, B, R]."""
     group, width = q_BSHE.shape[2] // kv_heads, q_BSHE.shape[3]
-    segments_NBS = _segment_blocks(segment_ids_BS)
+    tokens_NBS = jax.tree.map(_token_blocks, tokens_BS)
     shards, rank = _place(axis)
-    index_NS = _indices(rank, shards, segments_NBS.shape[0], segments_NBS.shape[2])
+    index_NS = _indices(rank, shards, tokens_NBS[0].shape[0], tokens_NBS[0].shape[2])
     q_NBKRE = _to_blocks(q_BSHE * width**-0.5, kv_heads)
-    return q_NBKRE, jnp.repeat(index_NS, group, axis=-1), jnp.repeat(segments_NBS, group, axis=-1)
+    return q_NBKRE, *jax.tree.map(lambda x: jnp.repeat(x, group, axis=-1), (index_NS, *tokens_NBS))
 
 
-def _keys(k_BSKE, v_BSKE, segment_ids_BS):
-    """What goes round the ring: keys and values [N, B, K, T, E] and their segments [N, B, T]."""
+def _keys(k_BSKE, v_BSKE, tokens_BS):
+    """What goes round the ring: keys and values [N, B, K, T, E], their segments and prefix (or None) [N, B, T]."""
     kv_heads = k_BSKE.shape[2]
-    return _to_blocks(k_BSKE, kv_heads), _to_blocks(v_BSKE, kv_heads), _segment_blocks(segment_ids_BS)
+    return _to_blocks(k_BSKE, kv_heads), _to_blocks(v_BSKE, kv_heads), *jax.tree.map(_token_blocks, tokens_BS)
 
 
 def _indices(owner, shards: int, blocks: int, block: int) -> jax.Array:
@@ -271,9 +310,9 @@ def _block_count(length: int) -> int:
     return next(count for count in range(2, length + 1, 2) if length % count == 0 and length // count <= BLOCK)
 
 
-def _segment_blocks(segment_ids_BS) -> jax.Array:
-    batch, length = segment_ids_BS.shape
-    return jnp.moveaxis(segment_ids_BS.reshape(batch, _block_count(length), -1), 1, 0)
+def _token_blocks(x_BS) -> jax.Array:
+    batch, length = x_BS.shape
+    return jnp.moveaxis(x_BS.reshape(batch, _block_count(length), -1), 1, 0)
 
 
 def _to_blocks(x_BSHE, kv_heads: int) -> jax.Array:

@@ -159,6 +159,7 @@ def abstract_batch(plan: Blueprint) -> dict[str, jax.ShapeDtypeStruct]:
     """The global batch [B, S] of a step as shapes, types and shardings."""
     size, length = plan.config.batch_size, plan.config.data.seq_len
     types = dict.fromkeys(("tokens", "targets", "segment_ids", "positions"), jnp.int32) | {"weights": jnp.float32}
+    types |= {"prefix": jnp.bool_} if plan.config.data.has_prefixes else {}
     tokens, rows = (named_sharding(axes, plan.mesh) for axes in (BATCH_AXES, BATCH_AXES[:1]))
     batch = {name: jax.ShapeDtypeStruct((size, length), dtype, sharding=tokens) for name, dtype in types.items()}
     return batch | {"sources": jax.ShapeDtypeStruct((size,), jnp.int32, sharding=rows)}

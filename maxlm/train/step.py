@@ -31,7 +31,7 @@ def train_step(state: TrainState, batch: Batch, learning_rate: jax.Array, *, pla
     Args:
         state: donated by the compiled step.
         batch: tokens, targets, segment_ids, positions int32 [B, S]; weights float32 [B, S], 1 where there is a
-            target; sources int32 [B]. Columns are in `sequence_order`.
+            target; sources int32 [B]; prefix bool [B, S] where a source has prefix_lm. Columns are in `sequence_order`.
         learning_rate: float32 scalar.
         plan: structure and configuration, static.
     Returns: the next state, and scalars: loss (nats per target token, before regularisers), grad_norm (before
@@ -106,7 +106,7 @@ def compile_step(plan: Blueprint):
 def _loss(params: dict, batch: Batch, plan: Blueprint) -> tuple[jax.Array, Counted]:
     """Regularised loss summed over the batch's target tokens, and what was counted."""
     model, config = nnx.merge(plan.graphdef, params), plan.config.loss
-    hidden = model.hidden(batch["tokens"], batch["segment_ids"], batch["positions"])
+    hidden = model.hidden(batch["tokens"], batch["segment_ids"], batch["positions"], prefix=batch.get("prefix"))
     rows = batch["targets"], batch["weights"]
     if config.split == "vocabulary":
         matrix_DV, axes = model.stored_output()

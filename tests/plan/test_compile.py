@@ -145,8 +145,8 @@ def test_attention_in_a_ring_runs_in_tiles() -> None:
     assert "splash_mha" not in compiled("context2-fsdp4-ring").executable.as_text()
 
 
-@pytest.mark.parametrize("window", [None, 1024])
-def test_attention_takes_memory_linear_in_the_sequence(window: int | None) -> None:
+@pytest.mark.parametrize(("window", "prefixes"), [(None, False), (1024, False), (1024, True)])
+def test_attention_takes_memory_linear_in_the_sequence(window: int | None, prefixes: bool) -> None:
     """Heads of Llama 3 8B, split over tensor: scores of a chip's 16 in float32 would be 1 GiB."""
     mesh = build_mesh(MeshConfig(fsdp=2, tensor=2), topology_devices("v5p:2x2x1"))
 
@@ -154,15 +154,17 @@ def test_attention_takes_memory_linear_in_the_sequence(window: int | None) -> No
         place = named_sharding(("batch", "sequence", "heads", None), mesh)
         return jax.ShapeDtypeStruct((2, 4096, heads, 128), jnp.bfloat16, sharding=place)
 
-    segments = jax.ShapeDtypeStruct((2, 4096), jnp.int32, sharding=named_sharding(("batch", "sequence"), mesh))
+    tokens = named_sharding(("batch", "sequence"), mesh)
+    segments = jax.ShapeDtypeStruct((2, 4096), jnp.int32, sharding=tokens)
+    prefix = jax.ShapeDtypeStruct((2, 4096), jnp.bool_, sharding=tokens) if prefixes else None
     how = Attended(window, softcap=30.0, platform="tpu", device_kind="TPU v5")
 
-    def gradients(q, k, v, segments, d_out):
-        return jax.vjp(lambda q, k, v: attend(q, k, v, segments, None, how)[0], q, k, v)[1](d_out)
+    def gradients(q, k, v, segments, prefix, d_out):
+        return jax.vjp(lambda q, k, v: attend(q, k, v, segments, None, how, prefix)[0], q, k, v)[1](d_out)
 
     traced = [arguments(heads) for heads in (32, 8, 8)]
     with jax.set_mesh(mesh), jax.default_matmul_precision("default"):
-        lowered = jax.jit(gradients).trace(*traced, segments, traced[0]).lower(lowering_platforms=("tpu",))
+        lowered = jax.jit(gradients).trace(*traced, segments, prefix, traced[0]).lower(lowering_platforms=("tpu",))
     found = lowered.compile().memory_analysis()
     assert found.temp_size_in_bytes < 2**30 / 8
 
