@@ -101,6 +101,11 @@ class TokenizerConfig(Section):
     vocab_size: Annotated[Count, Field(ge=SMALLEST_VOCABULARY, lt=2**31)] | None = Field(
         None, description="Size of the vocabulary that is trained, special tokens included."
     )
+    special_tokens: list[Annotated[str, Field(pattern=r"^\S+$")]] = Field(
+        [],
+        description="Tokens besides begin and end of text that no text becomes, put into a trained vocabulary; "
+        "[<fim_prefix>, <fim_suffix>, <fim_middle>] for fill-in-the-middle.",
+    )
     split_digits: bool = Field(True, description="Make every digit a token of its own, in sentencepiece.")
     character_coverage: float = Field(
         0.9995,
@@ -136,6 +141,12 @@ class TokenizerConfig(Section):
             raise ValueError("expected algorithm and vocab_size to train a tokenizer, or path to use an existing one")
         if self.path is None and (self.bos or self.eos):
             raise ValueError("bos and eos are for a tokenizer.json in path; a trained tokenizer has its own")
+        if self.path is not None and self.special_tokens:
+            raise ValueError("special_tokens are for a tokenizer that is trained; the one in path has its own")
+        if len(set(self.special_tokens)) < len(self.special_tokens):
+            raise ValueError(f"special_tokens names a token twice, found {', '.join(self.special_tokens)}")
+        if self.vocab_size is not None and (least := SMALLEST_VOCABULARY + len(self.special_tokens)) > self.vocab_size:
+            raise ValueError(f"vocab_size must be at least {least} with these special_tokens, found {self.vocab_size}")
         return self
 
 

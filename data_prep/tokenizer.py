@@ -48,7 +48,7 @@ def fingerprint(config: TokenizerConfig, parts: Sequence[Part], fraction: float)
         file, entry = find_existing(config)
         settings = entry.model_dump() if entry else [config.bos, config.eos]
         return make_key("tokenizer", VERSION, file_entry(file).sha256, settings)
-    settings = config.model_dump(include={"algorithm", "vocab_size", "split_digits", "character_coverage", "max_bytes"})
+    settings = config.model_dump(exclude={"path", "bos", "eos", "allow_lossy", "fast"})
     return make_key("tokenizer", VERSION, settings, fraction, [part.key for part in parts])
 
 
@@ -129,7 +129,7 @@ def _train_byte_bpe(config: TokenizerConfig, texts: Iterable[str]) -> bytes:
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=config.vocab_size,
-        special_tokens=[BOS, EOS],
+        special_tokens=[BOS, EOS, *config.special_tokens],
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
@@ -159,6 +159,8 @@ def _train_sentencepiece(config: TokenizerConfig, texts: Iterable[str]) -> bytes
             num_threads=SENTENCEPIECE_THREADS,
             bos_piece=BOS,
             eos_piece=EOS,
+            # Control symbols: unlike user-defined ones they are not looked for in the text.
+            control_symbols=config.special_tokens,
             minloglevel=2,
         )
     except RuntimeError as error:

@@ -1,5 +1,6 @@
 """The tokenizer that lies beside the shards: text to ids and back, whichever library made it."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from maxlm.errors import DataError
 FILE_NAMES = {"tokenizers": "tokenizer.json", "sentencepiece": "tokenizer.model"}
 # sentencepiece writes a space as this character, so that the character itself can only be kept as its bytes.
 META_SPACE = "\u2581"
+BRACKETED = re.compile(rf"{META_SPACE}?<[^<>]+>")
 
 
 class Tokenizer:
@@ -32,6 +34,13 @@ class Tokenizer:
 
             self._library = sentencepiece.SentencePieceProcessor(model_file=str(path))
             self._meta_space_ids = self._find_meta_space()
+
+    def __getstate__(self) -> dict:
+        return {"directory": self.directory, "entry": self.entry}
+
+    def __setstate__(self, state: dict) -> None:
+        # Opened anew: the library's own pickle forgets that special tokens in a text are ordinary text.
+        self.__init__(**state)
 
     def encode(self, text: str) -> list[int]:
         """Ids of the text alone, without BOS and EOS; special tokens in the text are ordinary text."""
@@ -56,6 +65,20 @@ class Tokenizer:
         """Text of the ids; bytes that are not UTF-8 become U+FFFD, special tokens are left out."""
         special = {self.bos_id, self.eos_id}
         return self._library.decode([int(i) for i in ids if i not in special])
+
+    def token_id(self, text: str) -> int | None:
+        """The id of the token that is written so, special or not; None where the vocabulary has none."""
+        if self.entry.kind == "tokenizers":
+            return self._library.token_to_id(text)
+        number = self._library.piece_to_id(text)  # the unknown piece's for what it does not know
+        return number if self._library.id_to_piece(number) == text else None
+
+    def special_tokens(self) -> list[str]:
+        """Tokens that are no pieces of ordinary text, or are written as if they were none, by id."""
+        if self.entry.kind == "tokenizers":
+            return [added.content for _, added in sorted(self._library.get_added_tokens_decoder().items())]
+        pieces = [(i, self._library.id_to_piece(i)) for i in range(self.vocab_size) if not self._library.is_byte(i)]
+        return [piece for i, piece in pieces if self._library.is_control(i) or BRACKETED.fullmatch(piece)]
 
     def _find_meta_space(self) -> list[int] | None:
         """Ids of META_SPACE's bytes; None for a model without bytes, or one that puts a blank before every text."""

@@ -1,6 +1,7 @@
 """Tokenizers give every text back, are the same for the same text, and are refused where they lose something."""
 
 import json
+import pickle
 
 import pytest
 
@@ -43,6 +44,41 @@ def test_the_same_text_gives_the_same_tokenizer(tmp_path, prepare, algorithm):
         return prepare(tokenizer=config, output=str(tmp_path / name)).manifests["web"].tokenizer.hash
 
     assert train("one") == train("two")
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_special_tokens_are_in_the_vocabulary_and_no_text_becomes_one(prepare, tree, algorithm):
+    special = ["<fim_prefix>", "<fim_suffix>", "<fim,middle>"]
+    (tree / "odd.txt").write_text(f"def {special[0]}: x{special[1]}{special[2]}\n" * 9)
+    config = {"algorithm": algorithm, "vocab_size": ALGORITHMS[algorithm], "special_tokens": special}
+    prepared = prepare(tokenizer=config)
+    manifest = prepared.manifests["web"]
+    tokenizer = Tokenizer(prepared.directories["web"] / "tokenizer", manifest.tokenizer)
+    ids = [tokenizer.token_id(text) for text in special]
+    assert len({*ids, tokenizer.bos_id, tokenizer.eos_id}) == 5
+    assert manifest.tokenizer.vocab_size == ALGORITHMS[algorithm] and max(ids) < ALGORITHMS[algorithm]
+    assert {*special, BOS, EOS} <= set(tokenizer.special_tokens())
+    text = "".join(special) + BOS
+    for copy in (tokenizer, pickle.loads(pickle.dumps(tokenizer))):
+        assert copy.decode(copy.encode(text)) == text and not set(ids) & set(copy.encode(text))
+        assert copy.decode([ids[0], *copy.encode("a b"), ids[2]]) == "a b"
+    texts = [row["text"] for row in prepared.documents("web")]  # which looks at every document's end
+    assert any(special[2] in text for text in texts)
+    assert (tokenizer.token_id("<fim_nothing>"), tokenizer.token_id(EOS)) == (None, tokenizer.eos_id)
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "message"),
+    [
+        ({"path": "x", "special_tokens": ["<a>"]}, "special_tokens are for a tokenizer that is trained"),
+        ({"algorithm": "byte_bpe", "vocab_size": 300, "special_tokens": ["<a>"] * 2}, "names a token twice, found <a>"),
+        ({"algorithm": "byte_bpe", "vocab_size": 260, "special_tokens": ["<a>", "<b>"]}, "at least 261 with these"),
+        ({"algorithm": "byte_bpe", "vocab_size": 300, "special_tokens": ["a b"]}, "special_tokens.* found 'a b'"),
+    ],
+)
+def test_special_tokens_that_cannot_be_are_configuration_errors(pipeline, tokenizer, message):
+    with pytest.raises(ConfigError, match=message):
+        pipeline(tokenizer=tokenizer)
 
 
 def test_digits_are_split_in_groups_of_three(prepare):
