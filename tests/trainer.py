@@ -4,15 +4,17 @@ import jax
 import numpy as np
 
 from maxlm.config import Config
+from maxlm.evaluate.load import find
 from maxlm.parallel.batch import place
 from maxlm.parallel.mesh import build_mesh, check_batch
+from maxlm.train.reference import Reference
 from maxlm.train.state import TrainState, blueprint, initial_state
 from maxlm.train.step import compile_step
 
 SOURCES = 2
 
 
-def make_batch(config: Config, seed: int, rows: int | None = None) -> dict[str, np.ndarray]:
+def make_batch(config: Config, seed: int, rows: int | None = None, sources: int = SOURCES) -> dict[str, np.ndarray]:
     """Random tokens in documents of random lengths, with uneven numbers of targets per row."""
     random = np.random.default_rng(seed)
     size = (rows or config.batch_size, config.data.seq_len)
@@ -27,7 +29,7 @@ def make_batch(config: Config, seed: int, rows: int | None = None) -> dict[str, 
         "segment_ids": np.cumsum(starts, axis=1).astype(np.int32),
         "positions": position.astype(np.int32),
         "weights": weights,
-        "sources": random.integers(0, SOURCES, size[0]).astype(np.int32),
+        "sources": random.integers(0, sources, size[0]).astype(np.int32),
     }
 
 
@@ -38,15 +40,19 @@ class Trainer:
         self.config = config
         self.mesh = build_mesh(config.mesh, devices)
         check_batch(config, self.mesh)
-        self.plan = blueprint(config, self.mesh, SOURCES)
+        self.plan = blueprint(config, self.mesh, max(SOURCES, len(config.data.sources)))
         self.state = initial_state(self.plan)
         self.step = compile_step(self.plan)
+        self.reference = ()
+        if self.plan.reference is not None:
+            found = Reference(find(config.data.dynamic.reference).directory, {})
+            self.reference = (found.parameters(self.plan),)
 
     def run(self, batch: dict[str, np.ndarray], rate: float = 1e-2) -> dict:
         size = len(batch["tokens"])
         with jax.set_mesh(self.mesh):
             placed = place(batch, range(size), size, self.mesh)
-            self.state, metrics = self.step(self.state, placed, np.float32(rate))
+            self.state, metrics = self.step(self.state, placed, np.float32(rate), *self.reference)
         return jax.device_get(metrics)
 
 

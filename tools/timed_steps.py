@@ -26,7 +26,7 @@ from maxlm.parallel.compiler import refused_options
 from maxlm.parallel.mesh import build_mesh, check_batch
 from maxlm.plan.compile import CompiledStep
 from maxlm.train.schedule import learning_rate
-from maxlm.train.state import abstract_batch, abstract_state, blueprint, initial_state, replicated_scalar
+from maxlm.train.state import abstract_inputs, blueprint, initial_state
 from maxlm.train.step import compile_step
 
 DISTINCT_BATCHES = 4  # of which the steps take turns
@@ -81,12 +81,13 @@ class TimedSteps:
         self._metrics: dict[str, Any] = {}
         began = time.perf_counter()
         with _memory_named():
-            rate = replicated_scalar(self.plan, np.float32)
             with jax.set_mesh(self.mesh), refused_options():
-                lowered = compile_step(self.plan).lower(abstract_state(self.plan), abstract_batch(self.plan), rate)
-                self._step = lowered.compile()
+                self._step = compile_step(self.plan).lower(*abstract_inputs(self.plan)).compile()
             self.compile_seconds = time.perf_counter() - began
             self._state = jax.block_until_ready(initial_state(self.plan))
+            # What a reference has learnt changes no time.
+            reference = self.plan.reference
+            self._reference = () if reference is None else (initial_state(reference).params,)
 
     def run(self, steps: int) -> Iterator[float]:
         """Make so many steps as a run makes them, and yield the seconds between the end of one and the next.
@@ -110,7 +111,7 @@ class TimedSteps:
         self._tokens = min(self._tokens + config.train.batch_tokens, config.total_tokens)
         rate = learning_rate(config.schedule, config.optimizer.lr, self._tokens, config.total_tokens)
         rate = everywhere(np.asarray(rate, np.float32), NamedSharding(self.mesh, PartitionSpec()))
-        self._state, self._metrics = self._step(self._state, batch, rate)
+        self._state, self._metrics = self._step(self._state, batch, rate, *self._reference)
         return self._metrics["loss"]
 
     def facts(self) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +35,14 @@ class Loaded:
         return nnx.merge(self.graphdef, self.params)
 
 
+class Saved(NamedTuple):
+    """A checkpoint without its arrays."""
+
+    directory: Path
+    run: dict[str, Any]  # its JSON
+    config: Config
+
+
 def load(path: str | Path) -> tuple[decoder.Decoder, Tokenizer]:
     """The model and its tokenizer; `model(tokens)` gives float32 logits [B, S, V] for int32 tokens [B, S]."""
     loaded = load_all(path)
@@ -46,9 +55,7 @@ def load_all(path: str | Path, devices: list[jax.Device] | None = None) -> Loade
     They are spread over the given devices (default: all) along `embed`, whatever mesh wrote them. Raises
     `DataError` naming the path when there is nothing to load.
     """
-    directory = _checkpoint_directory(Path(path))
-    _, run = checkpoint.restore(directory, {})
-    config = validate(run["config"], Config, f"{directory}: its configuration")
+    directory, run, config = find(path)
     devices = jax.devices() if devices is None else devices
     if config.model.embed_dim % len(devices):
         devices = devices[:1]
@@ -68,6 +75,13 @@ def load_all(path: str | Path, devices: list[jax.Device] | None = None) -> Loade
     items, _ = checkpoint.restore(directory, {"params": abstract})
     tokenizer = Tokenizer(directory.parents[1] / "tokenizer", TokenizerEntry.model_validate(run["tokenizer"]))
     return Loaded(config, graphdef, items["params"], tokenizer, mesh, int(run["step"]))
+
+
+def find(path: str | Path) -> Saved:
+    """The newest checkpoint of a run directory, or the checkpoint of its directory; `DataError` where there is none."""
+    directory = _checkpoint_directory(Path(path))
+    _, run = checkpoint.restore(directory, {})
+    return Saved(directory, run, validate(run["config"], Config, f"{directory}: its configuration"))
 
 
 def _checkpoint_directory(path: Path) -> Path:

@@ -27,9 +27,12 @@ class TokenLosses(NamedTuple):
     is_target_BCV: jax.Array
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
-def cross_entropy(x_BSD, output_DV, targets_BS, weights_BS, chunk: int, z_loss: float):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
+def cross_entropy(x_BSD, output_DV, targets_BS, weights_BS, chunk: int, z_loss: float, per_token: bool = False):
     """Weighted cross-entropy summed over the batch: (sum + z_loss * sum of squared log-partitions, sums per row [B]).
+
+    With `per_token` the second result is the loss of every target [B, S], in nats, without its weight; where the weight
+    is 0 it is 0.
 
     Only `chunk` positions of a row (of each context shard's part of it) have logits at one time. Differentiation
     computes each chunk's gradient beside its loss, while its logits exist, so nothing of vocabulary size is kept and
@@ -41,17 +44,17 @@ def cross_entropy(x_BSD, output_DV, targets_BS, weights_BS, chunk: int, z_loss: 
         def step(total, inputs):
             x_BCD, targets_BC, weights_BC = inputs
             found = token_losses(_silenced(x_BCD, weights_BC), output_DV, targets_BC)
-            return _added(total, found, weights_BC, z_loss), None
+            return _added(total, found, weights_BC, z_loss), of_targets(found.nll_BC, weights_BC) if per_token else None
 
         chunks = tuple(_chunked(array, chunk) for array in (x_BSD, targets_BS, weights_BS))
-        total, _ = jax.lax.scan(step, _zero(x_BSD.shape[0]), chunks)
-        return over_devices(total)
+        total, nll = jax.lax.scan(step, _zero(x_BSD.shape[0]), chunks)
+        return over_devices(total, _joined(nll, weights_BS) if per_token else None)
 
-    run = manual(run, (HIDDEN, OUTPUT, TOKENS, TOKENS), ((), ROWS))
+    run = manual(run, (HIDDEN, OUTPUT, TOKENS, TOKENS), ((), TOKENS if per_token else ROWS))
     return run(x_BSD, output_DV, targets_BS, weights_BS)
 
 
-def _forward(x_BSD, output_DV, targets_BS, weights_BS, chunk: int, z_loss: float):
+def _forward(x_BSD, output_DV, targets_BS, weights_BS, chunk: int, z_loss: float, per_token: bool):
     def run(x_BSD, output_DV, targets_BS, weights_BS):
         def step(carry, inputs):
             total, d_output_DV = carry
@@ -62,26 +65,27 @@ def _forward(x_BSD, output_DV, targets_BS, weights_BS, chunk: int, z_loss: float
             d_output_DV += jnp.einsum("BCD,BCV->DV", x_BCD, d_logits_BCV, preferred_element_type=jnp.float32)
             dx_BCD = jnp.einsum("BCV,DV->BCD", d_logits_BCV, output_DV, preferred_element_type=jnp.float32)
             dx_BCD = jax.lax.psum(dx_BCD.astype(x_BCD.dtype), split_axes("vocab"))
-            return (_added(total, found, weights_BC, z_loss), d_output_DV), dx_BCD
+            nll_BC = of_targets(found.nll_BC, weights_BC) if per_token else None
+            return (_added(total, found, weights_BC, z_loss), d_output_DV), (dx_BCD, nll_BC)
 
         chunks = tuple(_chunked(array, chunk) for array in (x_BSD, targets_BS, weights_BS))
         start = (_zero(x_BSD.shape[0]), jnp.zeros(output_DV.shape, jnp.float32))
-        (total, d_output_DV), dx = jax.lax.scan(step, start, chunks)
+        (total, d_output_DV), (dx, nll) = jax.lax.scan(step, start, chunks)
         d_output_DV = reduce_scatter(d_output_DV, 0, "table_embed")
         scattered = split_axes("table_embed")
         others = tuple(axis for axis in split_axes("batch") + split_axes("sequence") if axis not in scattered)
         # Under accumulation XLA's TPU compiler follows this sum through the conversions after it to where microbatches
         # are added, wants to move it out of their loop, and fails (RET_CHECK in while_loop_all_reduce_code_motion).
         d_output_DV = jax.lax.optimization_barrier(jax.lax.psum(d_output_DV, others))
-        dx_BSD = jnp.moveaxis(dx, 0, 1).reshape(x_BSD.shape[0], -1, x_BSD.shape[2])[:, : x_BSD.shape[1]]
-        return over_devices(total), dx_BSD, d_output_DV
+        dx_BSD = _joined(dx, x_BSD)
+        return over_devices(total, _joined(nll, weights_BS) if per_token else None), dx_BSD, d_output_DV
 
-    run = manual(run, (HIDDEN, OUTPUT, TOKENS, TOKENS), (((), ROWS), HIDDEN, OUTPUT_GRADIENT))
+    run = manual(run, (HIDDEN, OUTPUT, TOKENS, TOKENS), (((), TOKENS if per_token else ROWS), HIDDEN, OUTPUT_GRADIENT))
     total, dx_BSD, d_output_DV = run(x_BSD, output_DV, targets_BS, weights_BS)
     return total, (dx_BSD, d_output_DV.astype(output_DV.dtype))
 
 
-def _backward(chunk: int, z_loss: float, gradients, cotangents):
+def _backward(chunk: int, z_loss: float, per_token: bool, gradients, cotangents):
     dx_BSD, d_output_DV = gradients
     scale = cotangents[0]
     return (dx_BSD * scale).astype(dx_BSD.dtype), (d_output_DV * scale).astype(d_output_DV.dtype), None, None
@@ -129,11 +133,17 @@ def _added(total, found: TokenLosses, weights_BC, z_loss: float):
     return total[0] + jnp.sum(nll_BC) + penalty, total[1] + jnp.sum(nll_BC, axis=1)
 
 
-def over_devices(total):
-    """The loss over all devices, and every row's over the shards of its sequence."""
+def over_devices(total, nll_BS=None):
+    """The loss over all devices, and every row's over the shards of its sequence, or every target's as it is here."""
     loss, nll_B = total
     sequence = split_axes("sequence")
-    return jax.lax.psum(loss, split_axes("batch") + sequence), jax.lax.psum(nll_B, sequence)
+    loss = jax.lax.psum(loss, split_axes("batch") + sequence)
+    return loss, jax.lax.psum(nll_B, sequence) if nll_BS is None else nll_BS
+
+
+def of_targets(nll, weights):
+    """Losses where there is a target, else 0, whatever was computed there."""
+    return jnp.where(weights > 0, nll, 0.0)
 
 
 def _chunked(array_BS, chunk: int):
@@ -143,3 +153,9 @@ def _chunked(array_BS, chunk: int):
     chunks = -(-length // chunk)
     padding = [(0, 0), (0, chunks * chunk - length)] + [(0, 0)] * (array_BS.ndim - 2)
     return jnp.moveaxis(jnp.pad(array_BS, padding).reshape(batch, chunks, chunk, *array_BS.shape[2:]), 1, 0)
+
+
+def _joined(chunks, like_BS):
+    """[chunks, B, C, ...] -> [B, S, ...], the inverse of `_chunked` for an array of this shape."""
+    batch, length, *rest = like_BS.shape
+    return jnp.moveaxis(chunks, 0, 1).reshape(batch, -1, *rest)[:, :length]

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from maxlm.model.loss import HIDDEN, ROWS, TOKENS, over_devices
+from maxlm.model.loss import HIDDEN, ROWS, TOKENS, of_targets, over_devices
 from maxlm.parallel.sharding import all_gather, manual, reduce_scatter, split_axes
 
 Axes = tuple[str | None, str | None]
@@ -28,17 +28,19 @@ class Partition(NamedTuple):
     target: jax.Array  # logit of the target
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
-def cross_entropy_by_vocabulary(x_BSD, output_DV, targets_BS, weights_BS, axes: Axes, block: int, z_loss: float):
-    """As `loss.cross_entropy`: (sum + z_loss * sum of squared log-partitions, sums per row of the batch [B]).
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6, 7))
+def cross_entropy_by_vocabulary(
+    x_BSD, output_DV, targets_BS, weights_BS, axes: Axes, block: int, z_loss: float, per_token: bool = False
+):
+    """As `loss.cross_entropy`: (sum + z_loss * sum of squared log-partitions, sums per row [B] or per token [B, S]).
 
     The output matrix comes as it is stored, with these logical axes, in the compute type. `block` is the number of
     tokens whose logits exist at one time; under tensor parallelism each shard of the vocabulary has its own blocks.
     """
-    return _forward(x_BSD, output_DV, targets_BS, weights_BS, axes, block, z_loss)[0]
+    return _forward(x_BSD, output_DV, targets_BS, weights_BS, axes, block, z_loss, per_token)[0]
 
 
-def _forward(x_BSD, output_DV, targets_BS, weights_BS, axes: Axes, block: int, z_loss: float):
+def _forward(x_BSD, output_DV, targets_BS, weights_BS, axes: Axes, block: int, z_loss: float, per_token: bool):
     def run(x_BSD, output_DV, targets_BS, weights_BS):
         blocks = _Blocks(output_DV, axes, block, targets_BS)
         x_RD = _rows(x_BSD, weights_BS)
@@ -55,16 +57,17 @@ def _forward(x_BSD, output_DV, targets_BS, weights_BS, axes: Axes, block: int, z
         zero_R = jnp.zeros(x_RD.shape[0], jnp.float32)
         found, _ = jax.lax.scan(step, Partition(zero_R - jnp.inf, zero_R, zero_R), blocks.numbered)
         log_partition_BS, target_BS = (value_R.reshape(weights_BS.shape) for value_R in _over_vocabulary(found))
+        token_BS = of_targets(log_partition_BS - target_BS, weights_BS) if per_token else None
         nll_BS = (log_partition_BS - target_BS) * weights_BS
         penalty = z_loss * jnp.sum(jnp.square(log_partition_BS) * weights_BS) if z_loss else 0.0
-        return over_devices((jnp.sum(nll_BS) + penalty, jnp.sum(nll_BS, axis=1))), log_partition_BS
+        return over_devices((jnp.sum(nll_BS) + penalty, jnp.sum(nll_BS, axis=1)), token_BS), log_partition_BS
 
-    run = manual(run, (HIDDEN, axes, TOKENS, TOKENS), (((), ROWS), TOKENS))
+    run = manual(run, (HIDDEN, axes, TOKENS, TOKENS), (((), TOKENS if per_token else ROWS), TOKENS))
     result, log_partition_BS = run(x_BSD, output_DV, targets_BS, weights_BS)
     return result, (x_BSD, output_DV, targets_BS, weights_BS, log_partition_BS)
 
 
-def _backward(axes: Axes, block: int, z_loss: float, residuals, cotangents):
+def _backward(axes: Axes, block: int, z_loss: float, per_token: bool, residuals, cotangents):
     x_BSD, output_DV, targets_BS, weights_BS, log_partition_BS = residuals
 
     def run(x_BSD, output_DV, targets_BS, weights_BS, log_partition_BS, scale):

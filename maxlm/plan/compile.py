@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import jax
-import numpy as np
 from jax.experimental import topologies
 from jax.sharding import Mesh
 
@@ -20,7 +19,7 @@ from maxlm.parallel.compiler import refused_options
 from maxlm.parallel.hardware import System, system
 from maxlm.parallel.mesh import build_mesh, check_batch
 from maxlm.plan.targets import target_config
-from maxlm.train.state import Blueprint, abstract_batch, abstract_state, blueprint, replicated_scalar
+from maxlm.train.state import Blueprint, abstract_inputs, blueprint
 from maxlm.train.step import compile_step
 
 # Read when libtpu is loaded: it would otherwise ask a metadata server what it runs on, and hold a lock that keeps a
@@ -118,8 +117,11 @@ def compile_for(config: Config, topology: System | str, quick: bool = False) -> 
     check_batch(config, mesh)
     plan = blueprint(config, mesh, len(config.data.sources))
     with jax.set_mesh(mesh), _optimization_level("O0" if quick else jax.config.jax_optimization_level):
-        arguments = abstract_state(plan), abstract_batch(plan), replicated_scalar(plan, np.float32)
-        lowered = compile_step(plan).trace(*arguments).lower(lowering_platforms=(_system(topology).chip.platform,))
+        lowered = (
+            compile_step(plan)
+            .trace(*abstract_inputs(plan))
+            .lower(lowering_platforms=(_system(topology).chip.platform,))
+        )
         with refused_options(), _ptxas_is_named():
             return CompiledStep(plan, lowered.compile())
 

@@ -65,6 +65,16 @@ def build_charts(runs: list[Run]) -> list[tuple[str, list[dict[str, Any]]]]:
                 lines.evals("Validation loss", "nats per target token", "loss"),
                 lines.evals("Validation bits per byte", "", "bits_per_byte"),
                 lines.by_source("Training loss by source", "nats per target token", "loss_by_source"),
+                lines.by_source(
+                    "Mixture weights",
+                    "of the sources, as the run finds them",
+                    "mixture_weights",
+                    format=".2%",
+                    tick=".3~p",
+                    smooth=False,
+                    log=None,
+                ),
+                lines.by_source("Excess loss by source", "nats above the reference", "excess_by_source"),
                 *[lines.mixture(number) for number in range(len(runs))],
             ],
         ),
@@ -155,14 +165,14 @@ class _Charts:
                 traces.append(self._source_trace(number, source, step, y))
         return _chart(title, note, traces, format=".4f", legend=True)
 
-    def by_source(self, title: str, note: str, key: str) -> dict[str, Any]:
+    def by_source(self, title: str, note: str, key: str, **look: Any) -> dict[str, Any]:
         traces = [
             self._source_trace(number, source, run.steps, run.column(key, source))
             for number, run in enumerate(self.runs)
             for source in run.sources
             if len(self.sources) > 1
         ]
-        return _chart(title, note, traces, format=".4f", legend=True, smooth=True)
+        return _chart(title, note, traces, **{"format": ".4f", "legend": True, "smooth": True} | look)
 
     def mixture(self, number: int) -> dict[str, Any]:
         """Share of the tokens by source in each span of steps, of one run."""

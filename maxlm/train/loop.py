@@ -18,6 +18,7 @@ from maxlm.parallel import runtime
 from maxlm.parallel.agreement import by_first, from_first, is_first, one_fate, together
 from maxlm.report.html import write_report
 from maxlm.report.progress import Progress, compact
+from maxlm.train import doremi
 from maxlm.train.meter import Meter
 from maxlm.train.position import Position
 from maxlm.train.run import Run
@@ -128,7 +129,7 @@ class Line(NamedTuple):
 def write_line(run: Run, line: Line, now: Position, meter: Meter, progress: Progress) -> tuple[Position, int]:
     """Read a log step's values and write its line; returns `now` with its sums counted, and the skips in a row."""
     values = jax.device_get(line.metrics)
-    sums = values.pop("sums")
+    sums, domains = values.pop("sums"), values.pop("domains", None)
     in_row = int(values.pop("skipped_in_row"))
     names = list(run.sources.train)
     targets = {name: int(count) for name, count in zip(names, sums.targets, strict=True)}
@@ -143,6 +144,7 @@ def write_line(run: Run, line: Line, now: Position, meter: Meter, progress: Prog
         | {"loss_by_source": losses, "tokens_by_source": targets, "bubble": run.bubble}
         | weights
         | expert_load(sums)
+        | doremi.metrics(run.config.data, domains, sums.excess, sums.targets)
         | meter.take(line.metrics)
     )
     run.metrics.log(written)

@@ -2,14 +2,15 @@
 
 from typing import Any
 
-from maxlm.config import Config
+from maxlm.config import Config, DoremiConfig
 from maxlm.errors import ConfigError
 
 # Keys that do not change what is computed.
 FREE = (
     "mesh", "pipeline", "parallel", "remat", "kernels", "compiler", "hardware", "optimizer.offload", "logging", "eval",
     "checkpoint", "processes", "runs_dir", "loss.split", "loss.chunk", "loss.block", "train.accumulate", "data.workers",
-    "data.prefetch", "data.verify", "data.validation", "faults.max_skips", "faults.max_rewinds",
+    "data.prefetch", "data.verify", "data.validation", "data.dynamic.reference", "faults.max_skips",
+    "faults.max_rewinds",
 )  # fmt: skip
 
 # Keys that change what is computed from now on; the change becomes an event of the run.
@@ -17,11 +18,12 @@ RECORDED = (
     "data.mixture", "data.seq_len", "data.exhausted", "train.batch_tokens", "train.total_tokens", "schedule",
     "precision.compute", "loss.z_loss",
     "optimizer.lr", "optimizer.b1", "optimizer.b2", "optimizer.eps", "optimizer.momentum", "optimizer.weight_decay",
-    "optimizer.clip_norm", "faults.deviations",
+    "optimizer.clip_norm", "faults.deviations", "data.dynamic.step_size", "data.dynamic.smoothing",
+    "data.dynamic.floor", "data.dynamic.warmup_steps",
 )  # fmt: skip
 
 # Of those, the keys that lay out anew what is read.
-LAID_OUT = ("data", "train.batch_tokens")
+LAID_OUT = ("data.mixture", "data.seq_len", "data.exhausted", "data.sources", "train.batch_tokens")
 
 Changes = dict[str, tuple[Any, Any]]  # dotted key -> (old, new)
 
@@ -29,11 +31,13 @@ Changes = dict[str, tuple[Any, Any]]  # dotted key -> (old, new)
 def recorded_changes(old: Config, new: Config) -> Changes:
     """Changes that are to be recorded; raises `ConfigError` listing those that a run cannot take.
 
-    A source may be added. The path of one is free: its manifest is compared instead (see `check_manifests`).
+    A source may be added. The path of one is free: its manifest is compared instead (see `check_manifests`). So is that
+    of a reference (`reference.check_same`).
     """
     changes = differences(old.model_dump(mode="json"), new.model_dump(mode="json"))
     changes = {key: change for key, change in changes.items() if not _is_path(key) and not _under(key, FREE)}
-    refused = {key: change for key, change in changes.items() if not _under(key, RECORDED) and not _limits(key, change)}
+    taken = {key for key, change in changes.items() if _under(key, RECORDED) or _is_source(key, change, new)}
+    refused = {key: change for key, change in changes.items() if key not in taken}
     if refused:
         listed = "; ".join(f"{key}: {before!r} -> {after!r}" for key, (before, after) in sorted(refused.items()))
         raise ConfigError(
@@ -87,9 +91,11 @@ def _is_path(key: str) -> bool:
     return key.startswith("data.sources.") and key.endswith(".path")
 
 
-def _limits(key: str, change: tuple[Any, Any]) -> bool:
-    """Whether a change adds a source, or says how often one may be read."""
+def _is_source(key: str, change: tuple[Any, Any], new: Config) -> bool:
+    """Whether a change says how often a source may be read, or adds one: not to those among which a proxy run finds
+    weights, where it would come late."""
     parts = key.split(".")
     if parts[:2] != ["data", "sources"]:
         return False
-    return (len(parts) == 3 and change[0] is None) or parts[3:] == ["max_epochs"]
+    added = len(parts) == 3 and change[0] is None
+    return (added and not isinstance(new.data.dynamic, DoremiConfig)) or parts[3:] == ["max_epochs"]

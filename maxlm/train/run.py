@@ -27,7 +27,7 @@ from maxlm.parallel.compiler import with_options
 from maxlm.parallel.mesh import bubble_fraction, build_mesh, check_shapes
 from maxlm.report.metrics import MetricsWriter
 from maxlm.report.progress import track
-from maxlm.train import resume
+from maxlm.train import doremi, reference, resume
 from maxlm.train.compiled import CompiledSteps
 from maxlm.train.position import Position, layout
 from maxlm.train.reader import Reader
@@ -41,7 +41,7 @@ from maxlm.train.state import (
     with_sources,
 )
 
-CONFIG, TOKENIZER = "config.yaml", "tokenizer"
+CONFIG, TOKENIZER, MIXTURE = "config.yaml", "tokenizer", "mixture.yaml"
 PACKAGES = ("maxlm", "jax", "flax", "optax", "orbax-checkpoint", "grain")
 
 
@@ -56,6 +56,7 @@ class Run:
             check_shapes(config, self.mesh)
             self.plan = blueprint(config, self.mesh, len(config.data.sources))
             self.sources = open_sources(config.data, config.model.vocab_size, config.seed)
+            self.reference = reference.find(config, self.sources.train)
             self.bubble = bubble_fraction(config, self.mesh)
         lengths = sorted({seq_len for _, seq_len in config.shapes})
         by_first(lambda: self.sources.pack(lengths, lambda blocks, total: track(blocks, "packing documents", total)))
@@ -64,7 +65,7 @@ class Run:
         self._stack, self._reader = ExitStack(), ExitStack()
 
     def __enter__(self) -> Self:
-        mine = self.config.model_dump(mode="json") | {"manifests": self.manifests}
+        mine = self.config.model_dump(mode="json") | {"manifests": self.manifests} | self._reference_entry
         first = json.loads(gather(json.dumps(mine))[0])
         with together():
             if unlike := resume.differences(first, mine):
@@ -108,15 +109,23 @@ class Run:
     def _write_down(self) -> None:
         try:
             shutil.copytree(self.tokenizer_dir, self.dir / TOKENIZER, dirs_exist_ok=True)
-            new = self.dir / f"{CONFIG}.new"
-            new.write_text(configuration.to_yaml(with_options(self.config, self._device_kind)))
-            new.replace(self.dir / CONFIG)  # at once: a killed start must not leave half a configuration
+        except OSError as error:
+            raise SaveError(f"{self.dir}: cannot be written ({error})") from None
+        self._write(CONFIG, configuration.to_yaml(with_options(self.config, self._device_kind)))
+
+    def _write(self, name: str, text: str) -> None:
+        """A file of the run directory at once: a killed process must not leave half of it."""
+        new = self.dir / f"{name}.new"
+        try:
+            new.write_text(text)
+            new.replace(self.dir / name)
         except OSError as error:
             raise SaveError(f"{self.dir}: cannot be written ({error})") from None
 
     def _resumed(self, items: dict[str, Any], saved: dict[str, Any]) -> tuple[TrainState, Position, resume.Changes]:
         resume.check_manifests(saved["manifests"], self.manifests, self.config)
         resume.check_indexes(saved["indexes"], self.indexes, self.config)
+        reference.check_same(saved.get("reference"), self.reference)
         before = configuration.validate(saved["config"], Config, "the checkpoint's configuration")
         changes = resume.recorded_changes(before, self.config)
         position = Position.from_json(saved)
@@ -133,8 +142,10 @@ class Run:
 
     def compile(self, position: Position) -> CompiledSteps:
         """Start to compile the step of every shape of batch from a position on."""
+        with together():
+            parameters = () if self.reference is None else (self.reference.parameters(self.plan),)
         shapes = dict.fromkeys(segment.shape for segment in position.schedule.following(position.step))
-        return self._stack.enter_context(CompiledSteps(self.plan, list(shapes)))
+        return self._stack.enter_context(CompiledSteps(self.plan, list(shapes), parameters))
 
     def scalar(self, value: float) -> jax.Array:
         return everywhere(np.asarray(value, np.float32), NamedSharding(self.mesh, PartitionSpec()))
@@ -184,8 +195,9 @@ class Run:
             "tokenizer": self.tokenizer.model_dump(mode="json"),
         }
         state = to_canonical(state, self.plan)
-        counters = (state.window, state.sums)
-        self.checkpoints.save(position.step, state.params, state.optimizer, counters, run)
+        self.checkpoints.save(position.step, state.params, state.optimizer, state.counters, run | self._reference_entry)
+        if self.reference is not None:
+            by_first(lambda: self._write(MIXTURE, self._mixture(state, position)))
         return time.monotonic() - began
 
     def rewind(self, position: Position, report: Callable[[str], None]) -> tuple[TrainState, Position]:
@@ -258,12 +270,24 @@ class Run:
             "versions": {name: version(name) for name in PACKAGES},
         }
 
+    @property
+    def _reference_entry(self) -> dict[str, Any]:
+        return {} if self.reference is None else {"reference": self.reference.identity}
+
+    def _mixture(self, state: TrainState, position: Position) -> str:
+        against, steps = self.reference.identity, position.schedule.steps(self.config.total_tokens)
+        story = (
+            f"Mean domain weights of {self.dir} (DoReMi) at step {position.step:,} of {steps:,}, "
+            f"against {against['path']}, step {against['step']:,}."
+        )
+        return doremi.stage_file(self.config.data, state.domains, self.config.total_tokens, story)
+
     def _state(self, items: dict[str, Any], saved: dict[str, Any]) -> TrainState:
-        window, sums = items["counters"]
+        window, sums, *domains = items["counters"]
         sums = with_sources(sums, list(saved["config"]["data"]["sources"]), list(self.sources.train), self.plan)
-        return from_canonical(TrainState(items["params"], items["optimizer"], window, sums), self.plan)
+        return from_canonical(TrainState(items["params"], items["optimizer"], window, sums, *domains), self.plan)
 
     def _abstract_items(self, saved: dict[str, Any]) -> dict[str, Any]:
         """What a checkpoint holds, with the sources that it was written with."""
         state = abstract_canonical(self.plan, len(saved["config"]["data"]["sources"]))
-        return {"params": state.params, "optimizer": state.optimizer, "counters": (state.window, state.sums)}
+        return {"params": state.params, "optimizer": state.optimizer, "counters": state.counters}

@@ -10,14 +10,16 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from maxlm.config import Config, ModelConfig
+from maxlm.config import Config, DoremiConfig, ModelConfig, validate
 from maxlm.errors import ConfigError
+from maxlm.evaluate import load
 from maxlm.model import decoder, kernels
 from maxlm.parallel.agreement import everywhere
 from maxlm.parallel.batch import BATCH_AXES
 from maxlm.parallel.mesh import check_layers
 from maxlm.parallel.sharding import check_divisible, named_sharding, replicated
-from maxlm.train import optimizer
+from maxlm.train import doremi, optimizer
+from maxlm.train.doremi import Domains
 from maxlm.train.faults import Window, empty_window
 
 DEVICE_MEMORY, HOST_MEMORY = "device", "pinned_host"
@@ -31,6 +33,7 @@ class Sums(NamedTuple):
     skipped: jax.Array  # int32, steps
     load: dict[str, jax.Array]  # uint32 [blocks, experts] per position with experts: tokens that each expert processed
     dropped: jax.Array  # int32, assignments of tokens to experts that were not processed
+    excess: jax.Array | None = None  # float32 [sources], excess loss in nats, of a proxy run (doremi.py)
 
 
 def expert_load(sums: Sums) -> dict[str, Any]:
@@ -52,6 +55,12 @@ class TrainState(NamedTuple):
     optimizer: Any
     window: Window
     sums: Sums
+    domains: Domains | None = None  # of a proxy run
+
+    @property
+    def counters(self) -> tuple:
+        """What a checkpoint holds besides parameters and moments; the domain weights, where there are none, not."""
+        return (self.window, self.sums) if self.domains is None else (self.window, self.sums, self.domains)
 
 
 @dataclass(frozen=True)
@@ -68,6 +77,7 @@ class Blueprint:
     abstract: TrainState  # shapes and types
     shardings: TrainState
     dtype: Any
+    reference: "Blueprint | None" = None  # of a proxy run: the reference on the same mesh, of which no state is made
 
 
 def compute_dtype(config: Config, platform: str) -> Any:
@@ -77,7 +87,10 @@ def compute_dtype(config: Config, platform: str) -> Any:
 
 
 def blueprint(config: Config, mesh: Mesh, num_sources: int) -> Blueprint:
-    """Lay out a run on a mesh without touching a device; raises `ConfigError` where a size does not divide."""
+    """Lay out a run on a mesh without touching a device; raises `ConfigError` where a size does not divide.
+
+    Of a proxy run the reference's configuration is read from its checkpoint.
+    """
     check_layers(config, mesh)
     device = mesh.devices.flat[0]
     dtype = compute_dtype(config, device.platform)
@@ -106,7 +119,26 @@ def blueprint(config: Config, mesh: Mesh, num_sources: int) -> Blueprint:
     if config.optimizer.offload:
         check_host_memory(mesh.devices.flat[0], "optimizer.offload", "null")
         shardings = shardings._replace(optimizer=_on_host(abstract.optimizer, shardings.optimizer))
-    return Blueprint(config, num_sources, mesh, graphdef, axes, state_axes, transform, abstract, shardings, dtype)
+    reference = _reference(config, mesh, num_sources, dtype) if _is_proxy(config) else None
+    layout = axes, state_axes, transform, abstract, shardings
+    return Blueprint(config, num_sources, mesh, graphdef, *layout, dtype, reference)
+
+
+def _is_proxy(config: Config) -> bool:
+    return isinstance(config.data.dynamic, DoremiConfig)
+
+
+def _reference(config: Config, mesh: Mesh, num_sources: int, dtype: Any) -> Blueprint:
+    """The reference's model run as this configuration says, with parameters in the type of the computation."""
+    path = config.data.dynamic.reference
+    values = config.model_dump(mode="json") | {"model": load.find(path).config.model.model_dump(mode="json")}
+    values["data"] |= {"dynamic": None}
+    values["precision"] |= {"params": dtype.name}
+    where = f"data.dynamic.reference {path}, run with this configuration"
+    try:
+        return blueprint(validate(values, Config, where), mesh, num_sources)
+    except ConfigError as error:
+        raise ConfigError(str(error) if str(error).startswith(where) else f"{where}: {error}") from None
 
 
 def _moment_axes(transform: optax.GradientTransformation, abstract: TrainState, axes: dict) -> Any:
@@ -155,6 +187,13 @@ def abstract_state(plan: Blueprint) -> TrainState:
     )
 
 
+def abstract_inputs(plan: Blueprint) -> tuple:
+    """What the compiled step takes, as shapes, types and shardings: state, batch, learning rate, and of a proxy run the
+    reference's parameters."""
+    inputs = abstract_state(plan), abstract_batch(plan), replicated_scalar(plan, jnp.float32)
+    return inputs if plan.reference is None else (*inputs, abstract_state(plan.reference).params)
+
+
 def abstract_batch(plan: Blueprint) -> dict[str, jax.ShapeDtypeStruct]:
     """The global batch [B, S] of a step as shapes, types and shardings."""
     size, length = plan.config.batch_size, plan.config.data.seq_len
@@ -169,20 +208,20 @@ def replicated_scalar(plan: Blueprint, dtype: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct((), dtype, sharding=NamedSharding(plan.mesh, PartitionSpec()))
 
 
-def empty_sums(model: ModelConfig, num_sources: int) -> Sums:
+def empty_sums(model: ModelConfig, num_sources: int, excess: bool = False) -> Sums:
     positions = [p for p in range(model.period) if model.has_experts(model.first_layers + p)]
     load = {str(p): jnp.zeros((model.num_blocks, model.moe.num_experts), jnp.uint32) for p in positions}
     nll, targets = jnp.zeros((num_sources,), jnp.float32), jnp.zeros((num_sources,), jnp.uint32)
-    return Sums(nll, targets, jnp.int32(0), load, jnp.int32(0))
+    return Sums(nll, targets, jnp.int32(0), load, jnp.int32(0), nll if excess else None)
 
 
 def _initial(config: Config, transform: optax.GradientTransformation, num_sources: int) -> TrainState:
     dtype = jnp.dtype(config.precision.params)
     options = {"params_dtype": dtype, "pipeline": config.pipeline}
     params = decoder.initial_parameters(config.model, jax.random.key(config.seed), **options)
-    return TrainState(
-        params, transform.init(params), empty_window(config.faults), empty_sums(config.model, num_sources)
-    )
+    sums = empty_sums(config.model, num_sources, _is_proxy(config))
+    domains = doremi.start(config.data) if _is_proxy(config) else None
+    return TrainState(params, transform.init(params), empty_window(config.faults), sums, domains)
 
 
 def canonical_axes(axes: tuple[str | None, ...]) -> tuple[str | None, ...]:
@@ -200,7 +239,7 @@ def abstract_canonical(plan: Blueprint, num_sources: int | None = None) -> Train
 
     abstract = plan.abstract
     if num_sources is not None:
-        sums = jax.eval_shape(lambda: empty_sums(plan.config.model, num_sources))
+        sums = jax.eval_shape(lambda: empty_sums(plan.config.model, num_sources, _is_proxy(plan.config)))
         abstract = abstract._replace(sums=sums)
     return jax.tree.map(leaf_of, abstract, plan.state_axes, plan.shardings)
 
@@ -229,6 +268,16 @@ def from_canonical(state: TrainState, plan: Blueprint) -> TrainState:
     """The inverse of `to_canonical`."""
     return jax.tree.map(
         lambda leaf, wanted, place: _reshaped(leaf, wanted.shape, place), state, plan.abstract, plan.shardings
+    )
+
+
+def restored_parameters(params: dict, plan: Blueprint) -> dict:
+    """Parameters in a checkpoint's layout as a run has them."""
+    return jax.tree.map(
+        lambda leaf, wanted, place: _reshaped(leaf, wanted.shape, place),
+        params,
+        plan.abstract.params,
+        plan.shardings.params,
     )
 
 

@@ -13,19 +13,22 @@ import optax
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
+from maxlm.model.decoder import Decoder
 from maxlm.model.loss import cross_entropy
 from maxlm.model.moe import updated_bias
 from maxlm.model.vocabulary_loss import cross_entropy_by_vocabulary
 from maxlm.parallel.batch import BATCH_AXES
 from maxlm.parallel.compiler import jit_options, step_options
 from maxlm.parallel.sharding import join_batch, shard, split_batch
-from maxlm.train import faults
+from maxlm.train import doremi, faults
 from maxlm.train.state import DEVICE_MEMORY, HOST_MEMORY, Blueprint, Sums, TrainState
 
 Batch = dict[str, jax.Array]
 
 
-def train_step(state: TrainState, batch: Batch, learning_rate: jax.Array, *, plan: Blueprint):
+def train_step(
+    state: TrainState, batch: Batch, learning_rate: jax.Array, reference: dict | None = None, *, plan: Blueprint
+):
     """(state, batch) -> (state, metrics).
 
     Args:
@@ -33,18 +36,26 @@ def train_step(state: TrainState, batch: Batch, learning_rate: jax.Array, *, pla
         batch: tokens, targets, segment_ids, positions int32 [B, S]; weights float32 [B, S], 1 where there is a
             target; sources int32 [B]; prefix bool [B, S] where a source has prefix_lm. Columns are in `sequence_order`.
         learning_rate: float32 scalar.
+        reference: parameters of `plan.reference`, for a proxy run (doremi.py). Its objective, and so grad_norm, weighs
+            the sources by the domain weights; what is reported as loss does not.
         plan: structure and configuration, static.
     Returns: the next state, and scalars: loss (nats per target token, before regularisers), grad_norm (before
-        clipping), param_norm, update_norm, skipped_in_row, and the sums since the host last took them.
+        clipping), param_norm, update_norm, skipped_in_row, and the sums since the host last took them; of a proxy run
+        the domain weights.
     """
     config = plan.config
-    gradients, counted = summed_gradients(state.params, batch, plan)
+    weighed = batch
+    if reference is not None:
+        weighed = batch | {"factors": doremi.row_factors(state.domains, batch["weights"], batch["sources"])}
+    gradients, counted = summed_gradients(state.params, weighed, plan, reference)
     targets_B = jnp.sum(batch["weights"], axis=1)
     num_targets = jnp.maximum(jnp.sum(targets_B), 1.0)
     gradients = jax.tree.map(lambda g: g / num_targets, gradients)
     loss, grad_norm = jnp.sum(counted.nll_B) / num_targets, optax.global_norm(gradients)
 
     accept = faults.acceptable(state.window, loss, grad_norm, config.faults)
+    if reference is not None:
+        accept &= jnp.all(jnp.isfinite(counted.excess_B))
     if config.optimizer.clip_norm is not None:
         scale = jnp.minimum(1.0, config.optimizer.clip_norm / grad_norm)
         gradients = jax.tree.map(lambda g: g * scale, gradients)
@@ -55,7 +66,8 @@ def train_step(state: TrainState, batch: Batch, learning_rate: jax.Array, *, pla
         accept, update, lambda params, moments: (params, moments, jnp.float32(0)), state.params, state.optimizer
     )
     window = faults.record(state.window, loss, grad_norm, accept, config.faults)
-    state = TrainState(params, moments, window, _add(state.sums, counted, targets_B, batch, accept, plan))
+    sums = _add(state.sums, counted, targets_B, batch, accept, plan)
+    state = TrainState(params, moments, window, sums, _domains(state, counted, targets_B, batch, accept, plan))
     metrics = {
         "loss": loss,
         "grad_norm": grad_norm,
@@ -64,7 +76,7 @@ def train_step(state: TrainState, batch: Batch, learning_rate: jax.Array, *, pla
         "skipped_in_row": state.window.skipped_in_row,
         "sums": state.sums,
     }
-    return state, metrics
+    return state, metrics if reference is None else metrics | {"domains": state.domains}
 
 
 class Counted(NamedTuple):
@@ -72,24 +84,38 @@ class Counted(NamedTuple):
 
     nll_B: jax.Array  # float32 [B], nats per row
     load: dict[str, jax.Array]  # per position with experts [blocks, experts]
+    excess_B: jax.Array | None = None  # float32 [B], nats per row by which targets lie above the reference
 
 
-def summed_gradients(params: dict, batch: Batch, plan: Blueprint) -> tuple[dict, Counted]:
-    """Gradients of the loss summed over the targets, float32 and sharded as the moments, and what was counted."""
+def summed_gradients(
+    params: dict, batch: Batch, plan: Blueprint, reference: dict | None = None
+) -> tuple[dict, Counted]:
+    """Gradients of the loss summed over the targets, float32 and sharded as the moments, and what was counted.
+
+    With the parameters of a reference the batch has `factors` float32 [B] on the weights of its rows.
+    """
     gradient = jax.value_and_grad(partial(_loss, plan=plan), has_aux=True)
     count = plan.config.train.accumulate
+
+    def of_part(part):
+        if reference is not None:
+            part = part | {"reference_nll": _reference_nll(reference, part, plan.reference)}
+        (_, counted), gradients = gradient(params, part)
+        return counted, _as_moments(gradients, plan)
+
     if count == 1:
-        (_, counted), gradients = gradient(params, batch)
-        return _as_moments(gradients, plan), counted
+        counted, gradients = of_part(batch)
+        return gradients, counted
 
     def microbatch(total, part):
-        (_, counted), gradients = gradient(params, part)
-        return jax.tree.map(jnp.add, total, _as_moments(gradients, plan)), counted
+        counted, gradients = of_part(part)
+        return jax.tree.map(jnp.add, total, gradients), counted
 
     zeros = _as_moments(jax.tree.map(jnp.zeros_like, params), plan)
     parts = {name: split_batch(x, count, *BATCH_AXES[1 : x.ndim]) for name, x in batch.items()}
     gradients, counted = jax.lax.scan(microbatch, zeros, parts)
-    return gradients, Counted(join_batch(counted.nll_B), jax.tree.map(lambda load: jnp.sum(load, 0), counted.load))
+    nll_B, load = join_batch(counted.nll_B), jax.tree.map(lambda load: jnp.sum(load, 0), counted.load)
+    return gradients, Counted(nll_B, load, None if reference is None else join_batch(counted.excess_B))
 
 
 def compile_step(plan: Blueprint):
@@ -105,18 +131,33 @@ def compile_step(plan: Blueprint):
 
 def _loss(params: dict, batch: Batch, plan: Blueprint) -> tuple[jax.Array, Counted]:
     """Regularised loss summed over the batch's target tokens, and what was counted."""
-    model, config = nnx.merge(plan.graphdef, params), plan.config.loss
+    model, proxy = nnx.merge(plan.graphdef, params), plan.reference is not None
     hidden = model.hidden(batch["tokens"], batch["segment_ids"], batch["positions"], prefix=batch.get("prefix"))
-    rows = batch["targets"], batch["weights"]
-    if config.split == "vocabulary":
-        matrix_DV, axes = model.stored_output()
-        split = axes, config.block, config.z_loss
-        loss, nll_B = cross_entropy_by_vocabulary(hidden.x_BSD, matrix_DV, *rows, *split)
-    else:
-        loss, nll_B = cross_entropy(hidden.x_BSD, model.output_matrix(), *rows, config.chunk, config.z_loss)
+    weights_BS = batch["weights"] * batch["factors"][:, None] if proxy else batch["weights"]
+    loss, nll = _cross_entropy(model, hidden.x_BSD, batch["targets"], weights_BS, plan, per_token=proxy)
     loss += sum(jnp.sum(router.penalty) for router in hidden.routers.values())
     load = {position: jax.lax.stop_gradient(router.load_E) for position, router in hidden.routers.items()}
-    return loss, Counted(nll_B, load)
+    if not proxy:
+        return loss, Counted(nll, load)
+    above_BS = jnp.maximum(nll - batch["reference_nll"], 0.0)
+    nll_B, excess_B = (jnp.sum(values_BS * batch["weights"], axis=1) for values_BS in (nll, above_BS))
+    return loss, Counted(nll_B, load, excess_B)
+
+
+def _cross_entropy(model: Decoder, x_BSD, targets_BS, weights_BS, plan: Blueprint, per_token: bool):
+    """(regularised loss summed, sums per row [B] or loss per token [B, S]), in parts as the configuration says."""
+    config, arguments = plan.config.loss, (targets_BS, weights_BS)
+    if config.split == "vocabulary":
+        matrix_DV, axes = model.stored_output()
+        return cross_entropy_by_vocabulary(x_BSD, matrix_DV, *arguments, axes, config.block, config.z_loss, per_token)
+    return cross_entropy(x_BSD, model.output_matrix(), *arguments, config.chunk, config.z_loss, per_token)
+
+
+def _reference_nll(params: dict, batch: Batch, plan: Blueprint) -> jax.Array:
+    """Loss of every target under the reference, float32 [B, S]; 0 where there is none."""
+    model = nnx.merge(plan.graphdef, params)
+    hidden = model.hidden(batch["tokens"], batch["segment_ids"], batch["positions"], prefix=batch.get("prefix"))
+    return _cross_entropy(model, hidden.x_BSD, batch["targets"], batch["weights"], plan, per_token=True)[1]
 
 
 def _as_moments(gradients: dict, plan: Blueprint) -> dict:
@@ -151,6 +192,15 @@ def _balanced(params: dict, load: dict[str, jax.Array], plan: Blueprint) -> dict
     return params | {"blocks": blocks}
 
 
+def _domains(state: TrainState, counted: Counted, targets_B, batch: Batch, accept, plan: Blueprint):
+    """The domain weights after a step, unchanged where the step does not count; None but in a proxy run."""
+    if (domains := state.domains) is None:
+        return None
+    sums = (doremi.by_source(x_B, batch["sources"], domains.weights) for x_B in (counted.excess_B, targets_B))
+    after = doremi.updated(domains, *sums, plan.config.data)
+    return jax.tree.map(lambda new, old: jnp.where(accept, new, old), after, domains)
+
+
 def _add(sums: Sums, counted: Counted, targets_B, batch: Batch, accept, plan: Blueprint) -> Sums:
     """Sums of the steps that count. An example belongs to one source, so rows are enough."""
     nll_B = counted.nll_B
@@ -163,10 +213,15 @@ def _add(sums: Sums, counted: Counted, targets_B, batch: Batch, accept, plan: Bl
     if load:
         assigned = plan.config.model.moe.experts_per_token * jnp.sum((batch["segment_ids"] > 0).astype(jnp.uint32))
         dropped = sum(jnp.sum(assigned - jnp.sum(load_LE, 1)).astype(jnp.int32) for load_LE in load.values())
+    excess_N = sums.excess
+    if excess_N is not None:
+        added_N = doremi.by_source(counted.excess_B, batch["sources"], excess_N)
+        excess_N = jnp.where(accept, excess_N + added_N, excess_N)
     return Sums(
         sums.nll + nll_N,
         sums.targets + jnp.where(accept, targets_N, jnp.uint32(0)),
         sums.skipped + jnp.where(accept, 0, 1),
         jax.tree.map(jnp.add, sums.load, load),
         sums.dropped + dropped,
+        excess_N,
     )

@@ -30,8 +30,8 @@ def full(x, output, targets, weights, z_loss: float) -> tuple[jax.Array, jax.Arr
     return nll.sum() + penalty, nll.sum(1)
 
 
-def by_vocabulary(x, output, targets, weights, block: int, z_loss: float):
-    return cross_entropy_by_vocabulary(x, output, targets, weights, ("table_embed", "vocab"), block, z_loss)
+def by_vocabulary(x, output, targets, weights, block: int, z_loss: float, per_token: bool = False):
+    return cross_entropy_by_vocabulary(x, output, targets, weights, ("table_embed", "vocab"), block, z_loss, per_token)
 
 
 BOTH = pytest.mark.parametrize("loss_in_parts", [cross_entropy, by_vocabulary])
@@ -66,6 +66,29 @@ def test_sums_per_row_are_the_rows_alone(inputs: tuple, loss_in_parts) -> None:
     for row in range(BATCH):
         alone = loss_in_parts(x[row : row + 1], output, targets[row : row + 1], weights[row : row + 1], 4, 0.0)[0]
         np.testing.assert_allclose(rows[row], alone, rtol=1e-6)
+
+
+@BOTH
+@pytest.mark.parametrize("part", [1, 4, 512])
+def test_losses_per_token_change_nothing_else(inputs: tuple, loss_in_parts, part: int) -> None:
+    x, output, targets, weights = inputs
+    weights = weights * jnp.array([[3.0], [0.25], [1.0]])
+
+    def of(per_token: bool):
+        def loss(x, output):
+            return loss_in_parts(x, output, targets, weights, part, 0.1, per_token)
+
+        return loss(x, output), jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))(x, output)
+
+    (alone, ((total, nll_B), gradients)), (found, ((same_total, nll_BS), same)) = of(False), of(True)
+    logits = jnp.einsum("BSD,DV->BSV", x, output)
+    every = -jnp.take_along_axis(jax.nn.log_softmax(logits), targets[..., None], -1)[..., 0]
+    for nll in (nll_BS, found[1]):
+        np.testing.assert_allclose(nll, np.where(weights > 0, every, 0), rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(alone[0], found[0])
+    for left, right in zip((total, *gradients), (same_total, *same), strict=True):
+        np.testing.assert_array_equal(left, right)
+    np.testing.assert_allclose(nll_B, (nll_BS * weights).sum(1), rtol=1e-5)
 
 
 @BOTH

@@ -168,6 +168,22 @@ def test_shares_of_the_mixture_sum_to_one(make_run):
     np.testing.assert_allclose(traces[0]["y"], 0.75)
 
 
+def test_weights_of_a_dynamic_mixture_have_a_chart_where_a_run_has_them(make_run):
+    fixed, dynamic = make_run("fixed"), make_run("dynamic", steps=[10, 20])
+    path = dynamic / METRICS
+    fields = [
+        {"mixture_weights": {"web": 0.5, "code": 0.5}},
+        {"mixture_weights": {"web": 0.75, "code": 0.25}, "excess_by_source": {"web": 0.25}},
+    ]
+    lines = zip(path.read_text().splitlines(), fields, strict=True)
+    path.write_text("".join(json.dumps(json.loads(line) | more) + "\n" for line, more in lines))
+    assert not {"Mixture weights", "Excess loss by source"} & set(charts_of(fixed))
+    charts = charts_of(fixed, dynamic)
+    found = {(trace["run"], trace["source"]): trace["y"] for trace in charts["Mixture weights"]["traces"]}
+    assert found == {(1, "web"): [0.5, 0.75], (1, "code"): [0.5, 0.25]}
+    assert [trace["y"] for trace in charts["Excess loss by source"]["traces"]] == [[None, 0.25]]
+
+
 def test_downsampling_keeps_extremes_gaps_and_ends():
     random = np.random.default_rng(0)
     y = random.normal(size=100_003)
