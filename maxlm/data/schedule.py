@@ -101,7 +101,7 @@ class Segment:
             "why": self.kind,
             "stage": self.stage,
             "example": self.first_example,
-            "shares": {name: units / UNITS for name, units in self.weights.items() if units},
+            "shares": {name: round(units / UNITS, 6) for name, units in self.weights.items() if units},
             "seq_len": self.seq_len,
             "batch_tokens": self.batch_size * self.seq_len,
             "abandoned": dict(self.abandoned),
