@@ -7,7 +7,16 @@ Dictionaries merge key by key, lists are replaced whole. Loading reads YAML file
 """
 
 # ruff: noqa: F401
-from maxlm.config.data import DataConfig, DoremiConfig, HeldOutConfig, OnlineConfig, SourceConfig, StageConfig
+from maxlm.config.data import (
+    DataConfig,
+    DoremiConfig,
+    FimConfig,
+    HeldOutConfig,
+    OnlineConfig,
+    PrefixConfig,
+    SourceConfig,
+    StageConfig,
+)
 from maxlm.config.files import json_schema, load, read, to_yaml, validate
 from maxlm.config.model import ModelConfig, MoeConfig
 from maxlm.config.section import Count, Name, Section
