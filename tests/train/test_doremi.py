@@ -279,3 +279,55 @@ def test_reference_that_cannot_run_so_is_refused(references) -> None:
     """Its four heads do not divide over eight devices."""
     with pytest.raises(ConfigError, match=r"data\.dynamic\.reference .* configuration: model\.num_heads: 4 is not"):
         Trainer(proxy_config(references["dense"], {"mesh": {"tensor": 8}}))
+
+
+# --- where the weights go ------------------------------------------------------------------------------------
+
+GROUPS = ("chain", "words", "copy", "noise")
+RANGE = 16  # tokens of each source
+
+
+def texts(config: Config, seed: int) -> dict[str, np.ndarray]:
+    """Rows of four sources, each with tokens of its own: a Markov chain, words of three tokens, a text that repeats its
+    first four tokens, and tokens at random."""
+    random, fixed = np.random.default_rng(seed), np.random.default_rng(99)
+    odds, words = fixed.dirichlet(np.full(RANGE, 0.2), RANGE).cumsum(1), fixed.integers(0, RANGE, (40, 3))
+    rows, length = config.batch_size // len(GROUPS), config.data.seq_len + 1
+    found = np.zeros((len(GROUPS), rows, length), np.int32)
+    draws = random.random((length, rows))
+    for place in range(1, length):
+        found[0, :, place] = np.minimum((draws[place, :, None] > odds[found[0, :, place - 1]]).sum(1), RANGE - 1)
+    found[1] = words[random.integers(40, size=(rows, length))].reshape(rows, -1)[:, :length]
+    found[2] = np.tile(random.integers(0, RANGE, (rows, 4)), length)[:, :length]
+    found[3] = random.integers(0, RANGE, (rows, length))
+    tokens = (found + RANGE * np.arange(len(GROUPS))[:, None, None]).reshape(-1, length).astype(np.int32)
+    shape = (len(tokens), length - 1)
+    positions = np.broadcast_to(np.arange(shape[1], dtype=np.int32), shape)
+    ones = {"segment_ids": np.ones(shape, np.int32), "weights": np.ones(shape, np.float32)}
+    sources = np.repeat(np.arange(len(GROUPS), dtype=np.int32), rows)
+    return {"tokens": tokens[:, :-1], "targets": tokens[:, 1:], "positions": positions, "sources": sources} | ones
+
+
+def test_random_tokens_are_driven_to_the_floor(tmp_path) -> None:
+    """Of them there is nothing to learn but their range, so the smaller and younger proxy does as well on them as the
+    reference: the weights go to what the reference does better."""
+    weights = dict.fromkeys(GROUPS, 1)
+    data = {"sources": {name: {"path": name} for name in GROUPS}, "mixture": [{"tokens": 1, "weights": weights}]}
+    model, common = {"embed_dim": 32}, {"mesh": {"fsdp": 1}, "train": {"batch_tokens": 512}}
+    teacher = Trainer(run_config(model=model, data=data, **common), jax.devices()[:1])
+    for seed in range(600):
+        teacher.run(texts(teacher.config, seed))
+    path = str(save_reference(tmp_path / "reference", teacher))
+    data |= {"dynamic": {"name": "doremi", "reference": path, "step_size": 3.0, "smoothing": 0.01}}
+    proxy = Trainer(run_config(model=model | {"num_layers": 1}, data=data, **common), jax.devices()[:1])
+    trajectory, excess = [], []
+    for seed in range(300):
+        metrics = proxy.run(texts(proxy.config, 10_000 + seed))
+        trajectory.append(metrics["domains"].weights)
+        excess.append(metrics["sums"].excess / metrics["sums"].targets * (seed + 1))
+    last = (excess[-1] - excess[-101]) / 100  # mean per target of the last hundred steps
+    assert last.argmin() == 3 and last[3] < 0.2 and last[1:3].min() > 0.5
+    noise, floor = np.array(trajectory)[:, 3], 0.01 / len(GROUPS)
+    assert noise.min() >= floor * (1 - 1e-6) and np.median(noise[30:]) < 1.5 * floor
+    mean = doremi.mean_weights(metrics["domains"])
+    assert mean.argmin() == 3 and mean[3] < 0.02 and mean[1:3].sum() > 0.9
