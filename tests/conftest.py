@@ -19,6 +19,7 @@ from tiny import RUN  # noqa: E402
 
 from maxlm.config import Config, load, validate  # noqa: E402
 
+FIM_TOKENS = ["<fim_prefix>", "<fim_suffix>", "<fim_middle>"]
 ROOT = Path(__file__).parent.parent
 
 
@@ -41,7 +42,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "workers": 1,
         "ingest": {"sources": sources},
         "validation": {"fraction": 0.2},
-        "tokenizer": {"algorithm": "byte_bpe", "vocab_size": 300},
+        "tokenizer": {"algorithm": "byte_bpe", "vocab_size": 303, "special_tokens": FIM_TOKENS},
     }
     run(validate(pipeline, Pipeline, "tests"), Console(quiet=True))
     return out

@@ -21,6 +21,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+import tokenizers
 
 from maxlm.config import SourceConfig
 from maxlm.data import bestfit, loader
@@ -43,8 +44,11 @@ from maxlm.data.sources import Source
 def main() -> None:
     args = parse()
     with tempfile.TemporaryDirectory() as folder:
-        names = [f"source{number}" for number in range(args.sources)]
-        sources = {name: write(Path(folder) / name, args, seed) for seed, name in enumerate(names)}
+        if args.data:
+            sources, args.sources = {path: Shards(path) for path in args.data}, len(args.data)
+        else:
+            names = [f"source{number}" for number in range(args.sources)]
+            sources = {name: write(Path(folder) / name, args, seed) for seed, name in enumerate(names)}
         measure(sources, args, 0)  # warms the cache
         pairs = [(measure(sources, args, seed), measure_grain(sources, args, seed)) for seed in range(args.runs)]
     runs, plain = zip(*pairs, strict=True)
@@ -74,6 +78,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--sources", type=int, default=1, help="sources, with weights 1, 1/2, 1/3, ...")
     parser.add_argument("--stages", type=int, default=1, help="stages of the run, each with the weights turned by one")
     parser.add_argument("--packing", choices=["concat", "bestfit"], default="concat", help="how documents fill windows")
+    parser.add_argument("--fim", choices=["token", "character"], help="rearrange every document at this level")
+    parser.add_argument("--data", nargs="+", help="read these prepared directories instead; --fim character")
     parser.add_argument("--dtype", choices=["uint16", "uint32"], default="uint16", help="type of the token files")
     parser.add_argument("--seq-len", type=int, default=2048, help="tokens of an example")
     parser.add_argument("--batch-size", type=int, default=64, help="examples of a step")
@@ -92,7 +98,8 @@ def weights(args: argparse.Namespace, turn: int) -> list[float]:
 def measure(shards: dict[str, Shards], args: argparse.Namespace, seed: int) -> float:
     """Tokens per second from the second batch to the last: starting threads or processes is not counted."""
     pack = partial(bestfit.open_index, overlong="split") if args.packing == "bestfit" else None
-    sources = {name: Source(name, one, SourceConfig(path=""), seed, pack) for name, one in shards.items()}
+    config = SourceConfig(path="", fim={"rate": 1, "level": args.fim} if args.fim else None)
+    sources = {name: Source(name, one, config, seed, pack) for name, one in shards.items()}
     tokens = args.steps * args.batch_size * args.seq_len // args.stages
     stages = [
         Stage(tokens, dict(zip(shards, weights(args, turn), strict=True)), args.batch_size, args.seq_len)
@@ -144,7 +151,10 @@ def rate(sizes: Iterator[int]) -> float:
 
 def write(directory: Path, args: argparse.Namespace, seed: int) -> Shards:
     """Shards of random tokens and geometric document lengths; without texts, so without documents' tables."""
-    directory.mkdir()
+    (directory / "tokenizer").mkdir(parents=True)
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel({"</s>": 0}, "</s>"))
+    tokenizer.add_special_tokens(["<fim_prefix>", "<fim_suffix>", "<fim_middle>"])
+    tokenizer.save(str(directory / "tokenizer" / "tokenizer.json"))
     rng = np.random.default_rng(seed)
     entries = []
     for number in range(args.shards):

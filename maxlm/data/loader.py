@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from maxlm.data import concat, order, packing
+from maxlm.data import concat, order, packing, transforms
 from maxlm.data.packing import Batch, Text
 from maxlm.data.schedule import Schedule
 from maxlm.data.shards import Shards
@@ -43,6 +43,8 @@ class Batches:
     ):
         self.names, self._sources = tuple(sources), list(sources.values())
         self.schedule, self.num_steps, self.mask_documents = schedule, num_steps, mask_documents
+        self._ids = np.array([order.source_id(name) for name in self.names], np.uint64)
+        self._has_prefixes = any(source.config.prefix_lm for source in self._sources)
         self.rows = {size: np.asarray(numbers, np.int64) for size, numbers in rows.items()}
 
     def __len__(self) -> int:
@@ -50,7 +52,8 @@ class Batches:
 
     def __getitem__(self, step: int) -> Batch:
         """The rows of one step: tokens, targets, segment_ids, positions int32 [R, S], weights float32 [R, S] and
-        sources int32 [R], which index `names`. Rows behind the step's last example are empty."""
+        sources int32 [R], which index `names`; prefix bool [R, S] where a source has prefix_lm. Rows behind the step's
+        last example are empty."""
         span = self.schedule.span(step)
         rows = self.rows[span.batch_size]
         if rows.max() >= span.batch_size:
@@ -59,10 +62,12 @@ class Batches:
         source = np.zeros(len(rows), np.int64)
         texts: list[Text | None] = [None] * len(rows)
         if len(real):
-            source[real], block, window = self.windows(span.first_example + rows[real], span.seq_len)
-            for row, *place in zip(real.tolist(), block.tolist(), window.tolist(), strict=True):
+            examples = span.first_example + rows[real]
+            source[real], *places = self.windows(examples, span.seq_len)
+            keys = transforms.example_keys(self._sources[0].seed, self._ids[source[real]], examples)
+            for row, *place in zip(real.tolist(), *(values.tolist() for values in (*places, keys)), strict=True):
                 texts[row] = self._sources[source[row]].read(span.seq_len, *place)
-        batch = packing.assemble(texts, span.seq_len, self.mask_documents)
+        batch = packing.assemble(texts, span.seq_len, self.mask_documents, self._has_prefixes)
         return batch | {"sources": source.astype(np.int32)}
 
     def windows(self, examples: np.ndarray, seq_len: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -6,6 +6,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from maxlm.data.transforms import Prefixes
+
 Batch = dict[str, NDArray]
 
 _NO_ENDS = np.zeros(0, np.int64)
@@ -16,6 +18,7 @@ class Text(NamedTuple):
 
     tokens: NDArray  # integers [n + 1], n <= S
     ends: NDArray[np.int64]  # exclusive ends, within 1..n, of the documents that end in the window
+    prefixes: Prefixes | None = None  # of its documents, where the source has some
 
 
 class Packed(NamedTuple):
@@ -27,7 +30,9 @@ class Packed(NamedTuple):
     dropped: int  # documents that no window holds
 
 
-def assemble(texts: Sequence[Text | None], seq_len: int, mask_documents: bool) -> Batch:
+def assemble(
+    texts: Sequence[Text | None], seq_len: int, mask_documents: bool = True, has_prefixes: bool = False
+) -> Batch:
     """The rows of a batch from their windows; a row without one (None) is all padding: segment 0, weight 0.
 
     With `mask_documents`, segment_ids number the documents of a window from 1, positions restart at 0 with each of
@@ -35,7 +40,8 @@ def assemble(texts: Sequence[Text | None], seq_len: int, mask_documents: bool) -
     weight 0: no target crosses a document. Without, a window is one text: segment 1, positions 0..S-1, and every
     token predicts its successor, also from one document to the next.
 
-    Returns: tokens, targets, segment_ids, positions: int32 [R, S]; weights: float32 [R, S], 1 where the target counts.
+    Returns: tokens, targets, segment_ids, positions: int32 [R, S]; weights: float32 [R, S], 1 where the target counts;
+    with `has_prefixes` prefix: bool [R, S], the tokens that see each other in both directions.
     """
     shape = (len(texts), seq_len)
     tokens, targets = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
@@ -45,7 +51,14 @@ def assemble(texts: Sequence[Text | None], seq_len: int, mask_documents: bool) -
             tokens[row, :length] = text.tokens[:-1]
             targets[row, :length] = text.tokens[1:]
     ends = [text.ends if text is not None and mask_documents else _NO_ENDS for text in texts]
-    return {"tokens": tokens, "targets": targets} | _segments(ends, lengths, seq_len)
+    batch = {"tokens": tokens, "targets": targets} | _segments(ends, lengths, seq_len)
+    if has_prefixes:
+        batch["prefix"] = np.zeros(shape, bool)
+        for row, (text, length) in enumerate(zip(texts, lengths, strict=True)):
+            if text is not None and text.prefixes is not None:
+                batch["prefix"][row, :length] = text.prefixes.prefix
+                batch["weights"][row, :length] *= text.prefixes.weights
+    return batch
 
 
 def _segments(ends: Sequence[NDArray[np.int64]], lengths: Sequence[int], seq_len: int) -> Batch:

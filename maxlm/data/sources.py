@@ -2,13 +2,14 @@
 
 import os
 from collections.abc import Callable, Sequence
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 from typing import NamedTuple
 
 from maxlm.config import DataConfig, SourceConfig
-from maxlm.data import bestfit, concat, order
+from maxlm.data import bestfit, concat, order, transforms
 from maxlm.data.packing import Packed, Text
 from maxlm.data.shards import Shards
+from maxlm.data.tokenizer import Tokenizer
 from maxlm.errors import ConfigError, DataError
 
 Pack = Callable[..., bestfit.PackingIndex]
@@ -39,11 +40,28 @@ class Source:
     def __setstate__(self, state):
         self.__init__(**state)
 
-    def read(self, seq_len: int, block: int, window: int) -> Text:
-        """A window of a block."""
+    def read(self, seq_len: int, block: int, window: int, key: int) -> Text:
+        """A window of a block as the example that has this key (`transforms.example_keys`)."""
+        text = self.window(seq_len, block, window)
+        if self.fim:
+            text = text._replace(tokens=transforms.fill_in_the_middle(text.tokens, text.ends, key, self.fim).text)
+        if how := self.config.prefix_lm:
+            text = text._replace(prefixes=transforms.prefix_mask(text.ends, len(text.tokens) - 1, key, how))
+        return text
+
+    def window(self, seq_len: int, block: int, window: int) -> Text:
+        """A window of a block as it was prepared."""
         if index := self.index(seq_len):
             return Text(*bestfit.read_window(self.shards, index, block, window))
         return concat.read_window(self.shards, seq_len, block, window)
+
+    @cached_property
+    def fim(self) -> transforms.Fim | None:
+        """How its documents are rearranged; None for not at all."""
+        if self.config.fim is None:
+            return None
+        tokenizer = Tokenizer(self.shards.directory / "tokenizer", self.shards.manifest.tokenizer)
+        return transforms.open_fim(self.config.fim, tokenizer, self.name)
 
     def packed(self, seq_len: int) -> Packed:
         """How well documents fit into windows of a length."""
@@ -111,4 +129,6 @@ def open_sources(data: DataConfig, vocab_size: int, seed: int) -> Sources:
             f"model.vocab_size is {vocab_size}, the tokenizer of {first.directory} has {needed} ids; set it to at "
             f"least {needed}, for example {-(-needed // 128) * 128} (a multiple of 128)"
         )
+    for source in train.values():
+        source.fim  # noqa: B018  what the tokenizer lacks is said before anything begins
     return sources

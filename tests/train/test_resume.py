@@ -252,6 +252,26 @@ def test_a_packed_run_resumes_on_the_same_packing_alone(make_config):
         train(make_config({"train.total_tokens": 256 * 9}, name="resumed"))
 
 
+def test_transformed_examples_are_the_same_after_a_resume_and_on_any_mesh(make_config):
+    sources = {"data.sources.model.fim": {"rate": 1, "level": "token"}, "data.sources.prep.prefix_lm": {"rate": 1}}
+    changes = sources | {"schedule.name": "constant", "optimizer.eps": 1e-3, "train.total_tokens": 256 * 8}
+    whole, moved = make_config(changes, name="whole"), make_config(changes, name="moved")
+    train(whole)
+    train(make_config(changes | {"train.total_tokens": 256 * 4}, name="moved"))
+    loop.train(moved)
+    lines, others = (read_lines(config.run_dir / "metrics.jsonl")[-1] for config in (whole, moved))
+    assert lines["target_tokens"] == others["target_tokens"]
+    assert lines["loss"] == pytest.approx(others["loss"], rel=1e-5)
+    plain = make_config({"train.total_tokens": 256 * 8}, name="plain")
+    train(plain)
+    line = read_lines(plain.run_dir / "metrics.jsonl")[-1]
+    targets, all_targets = lines["tokens_by_source"], line["tokens_by_source"]
+    assert targets["model"] == all_targets["model"] and targets["prep"] < 0.8 * all_targets["prep"]
+    assert line["loss"] != lines["loss"]
+    with pytest.raises(ConfigError, match=r"data\.sources\.model\.fim: .*-> None"):
+        train(make_config({"train.total_tokens": 256 * 9}, name="moved"))
+
+
 def test_a_config_without_a_checkpoint_yet_may_still_change(make_config):
     config = make_config({"faults.max_rewinds": 0})
     (config.run_dir / "checkpoints" / "4.orbax-checkpoint-tmp").mkdir(parents=True)  # a first save that was killed
