@@ -36,22 +36,28 @@ documents are not written, so every document has at least [BOS] and EOS around o
 
 import hashlib
 import json
+from array import array
 from bisect import bisect_right
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
-from itertools import accumulate
+from itertools import accumulate, chain, count
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, overload
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializer, ValidationError
 
+from maxlm.data.maps import MAPS, map_file
 from maxlm.errors import DataError
 
 FORMAT, VERSION = "maxlm-shards", 1
 MANIFEST = "manifest.json"
 HASHES = "documents.hash"
 HASH_DTYPE = np.dtype([("hash", "<u8"), ("shard", "<u4"), ("row", "<u4")])
+
+_TOKENS, _ENDS = 0, 1
+_ENDS_DTYPE = np.dtype("<u8")
+_KEYS = count()  # of opened shards, so that data prepared anew in the same place is mapped anew
 
 
 def tokens_name(shard: int) -> str:
@@ -75,9 +81,12 @@ class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+_Size = Annotated[int, Field(ge=0, lt=2**63)]
+
+
 class FileEntry(_Record):
-    size: int
-    sha256: str
+    size: _Size
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
 class TokenizerEntry(_Record):
@@ -94,10 +103,59 @@ class TokenizerEntry(_Record):
 
 
 class ShardEntry(_Record):
-    tokens: int
-    documents: int
-    bytes: int
+    tokens: _Size
+    documents: _Size
+    bytes: _Size
     files: dict[str, FileEntry]
+
+
+_Row = tuple[tuple[int, int, int], list[tuple[bytes, int, bytes]]]
+
+
+def _row(entry: ShardEntry) -> _Row:
+    files = [(name.encode(), file.size, bytes.fromhex(file.sha256)) for name, file in entry.files.items()]
+    return (entry.tokens, entry.documents, entry.bytes), files
+
+
+class ShardTable(Sequence[ShardEntry]):
+    """The shards of a manifest in a few arrays, 0.2 KiB a shard; a record each takes 3, and a run may have 10,000.
+
+    N shards with F files in all. Entries are made when they are asked for.
+    """
+
+    def __init__(self, rows: Sequence[_Row]):
+        files = [file for _, files in rows for file in files]
+        width = max((len(name) for name, *_ in files), default=1)
+        self._files = np.array(files, [("name", f"S{width}"), ("size", "<i8"), ("sha256", "V32")])  # [F]
+        self._bounds = np.cumsum([0, *(len(files) for _, files in rows)])  # [N + 1], of each shard's files
+        self.counts = np.array([counts for counts, _ in rows], np.int64).reshape(-1, 3)  # tokens, documents, bytes
+
+    def __len__(self) -> int:
+        return len(self.counts)
+
+    @overload
+    def __getitem__(self, index: int) -> ShardEntry: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[ShardEntry]: ...
+    def __getitem__(self, index):
+        if isinstance(index, slice):
+            return [self[number] for number in range(*index.indices(len(self)))]
+        number = range(len(self))[index]
+        tokens, documents, size = self.counts[number].tolist()
+        rows = self._files[self._bounds[number] : self._bounds[number + 1]].tolist()
+        files = {name.decode(): FileEntry(size=size, sha256=sha256.hex()) for name, size, sha256 in rows}
+        return ShardEntry(tokens=tokens, documents=documents, bytes=size, files=files)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ShardTable) and all(
+            np.array_equal(mine, vars(other)[name]) for name, mine in vars(self).items()
+        )
+
+
+# Row by row, so that the records of a long manifest never exist together: Python keeps most of such memory for good.
+_Shards = Annotated[
+    list[Annotated[ShardEntry, AfterValidator(_row)]], AfterValidator(ShardTable), PlainSerializer(list)
+]
 
 
 class Manifest(_Record):
@@ -108,11 +166,11 @@ class Manifest(_Record):
     documents: int
     bytes: int
     tokenizer: TokenizerEntry
-    shards: list[ShardEntry]
+    shards: _Shards
     document_hashes: FileEntry
     pipeline: dict[str, Any] = {}
 
-    @property
+    @cached_property
     def hash(self) -> str:
         """Identity of the tokens and their order: a run resumes only on the same one."""
         return _digest(self.model_dump(include={"version", "dtype", "shards"}) | {"tokenizer": self.tokenizer.hash})
@@ -120,10 +178,8 @@ class Manifest(_Record):
     @property
     def files(self) -> dict[str, FileEntry]:
         """Every file of the directory by its relative name, the manifest aside."""
-        found = {f"tokenizer/{name}": entry for name, entry in self.tokenizer.files.items()}
-        for shard in self.shards:
-            found |= shard.files
-        return found | {HASHES: self.document_hashes}
+        tokenizer = ((f"tokenizer/{name}", entry) for name, entry in self.tokenizer.files.items())
+        return dict(chain(tokenizer, *(shard.files.items() for shard in self.shards), [(HASHES, self.document_hashes)]))
 
     @property
     def target_tokens(self) -> int:
@@ -159,27 +215,25 @@ def read_manifest(directory: str | Path) -> Manifest:
 class Shards:
     """Random access to the tokens of one directory, memory-mapped; files are opened when they are first read.
 
-    Positions count tokens over all shards in order, from 0 to `manifest.tokens`.
+    Positions count tokens over all shards in order, from 0 to `manifest.tokens`. A pickled copy has the manifest with
+    it and reads nothing when it is unpickled.
     """
 
     def __init__(self, directory: str | Path):
         self.directory = Path(directory)
-        self.manifest = read_manifest(directory)
-        self._starts = [0, *accumulate(shard.tokens for shard in self.manifest.shards)]
+        # Of 200 sources prepared together, each describes the preparation of all.
+        self.manifest = read_manifest(directory).model_copy(update={"pipeline": {}})
+        self._starts = array("q", accumulate(self.manifest.shards.counts[:, 0].tolist(), initial=0))
+        self._key = next(_KEYS)
         if not self.manifest.tokens:
             raise DataError(f"{self.directory}: holds no tokens; expected at least one document")
         if (found := self._starts[-1]) != self.manifest.tokens:
             raise DataError(
                 f"{self.directory / MANIFEST}: its shards hold {found} tokens, it says {self.manifest.tokens}"
             )
-        self._tokens: dict[int, np.ndarray] = {}
-        self._ends: dict[int, np.ndarray] = {}
-
-    def __getstate__(self):
-        return {"directory": self.directory}
 
     def __setstate__(self, state):
-        self.__init__(state["directory"])
+        self.__dict__ = state | {"_key": next(_KEYS)}
 
     @cached_property
     def dtype(self) -> np.dtype:
@@ -233,19 +287,22 @@ class Shards:
         return bisect_right(self._starts, start) - 1, bisect_right(self._starts, stop - 1) - 1
 
     def _map_tokens(self, shard: int) -> np.ndarray:
-        if shard not in self._tokens:
-            self._tokens[shard] = self._map(tokens_name(shard), self.dtype, self.manifest.shards[shard].tokens)
-        return self._tokens[shard]
+        array = MAPS.get((self._key, shard, _TOKENS))
+        return self._map(shard, _TOKENS) if array is None else array
 
     def _map_ends(self, shard: int) -> np.ndarray:
-        if shard not in self._ends:
-            self._ends[shard] = self._map(index_name(shard), np.dtype("<u8"), self.manifest.shards[shard].documents)
-        return self._ends[shard]
+        array = MAPS.get((self._key, shard, _ENDS))
+        return self._map(shard, _ENDS) if array is None else array
 
-    def _map(self, name: str, dtype: np.dtype, count: int) -> np.ndarray:
+    def _map(self, shard: int, content: int) -> np.ndarray:
+        tokens, documents, _ = self.manifest.shards.counts[shard].tolist()
+        name, dtype, count = (
+            (tokens_name(shard), self.dtype, tokens),
+            (index_name(shard), _ENDS_DTYPE, documents),
+        )[content]
         path = self.directory / name
         try:
-            # A plain view: slicing np.memmap itself costs microseconds a call.
-            return np.asarray(np.memmap(path, dtype, "r", shape=(count,)))
+            with open(path, "rb", buffering=0) as file:
+                return MAPS.put((self._key, shard, content), map_file(file, dtype, count))
         except (OSError, ValueError) as error:
             raise DataError(f"{path}: cannot be read ({error}); the manifest lists it with {count} entries") from None
