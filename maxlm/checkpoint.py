@@ -24,10 +24,9 @@ import orbax.checkpoint as ocp
 from maxlm.config import CheckpointConfig
 from maxlm.errors import ConfigError, DataError, SaveError
 from maxlm.parallel.agreement import by_first, gather, together, wait_until
+from maxlm.saved import DIRECTORY, FORMAT_VERSION, finished, read_run
 
-DIRECTORY = "checkpoints"
 ITEMS = ("params", "optimizer", "counters", "run")
-FORMAT_VERSION = 1
 SHARED_SECONDS = 60  # until a network disk shows everywhere what one process has made
 
 
@@ -108,7 +107,7 @@ class Checkpoints:
             try:
                 with together():  # a process reads its own part: what one cannot read is damaged for all
                     directory = self.directory / str(step)
-                    found = restore(directory, abstract(restore(directory, {})[1]))
+                    found = restore(directory, abstract(read_run(directory)))
             except DataError as error:
                 damaged.append(step)
                 report(f"{error}; trying the one before")
@@ -131,7 +130,7 @@ class Checkpoints:
 
         by_first(rename)
         with together():
-            if not wait_until(lambda: not set(steps) & set(_finished(self.directory)), SHARED_SECONDS):
+            if not wait_until(lambda: not set(steps) & set(finished(self.directory)), SHARED_SECONDS):
                 raise DataError(
                     f"{self.directory}: damaged checkpoints renamed by process 0 still have their names here"
                 )
@@ -160,7 +159,7 @@ class Checkpoints:
             )
 
     def _before(self) -> str:
-        steps = _finished(self.directory)
+        steps = finished(self.directory)
         return f"the checkpoint of step {steps[-1]} is intact" if steps else "there is no earlier checkpoint"
 
     def _guard(self, action: Callable[[], Any]) -> None:
@@ -173,33 +172,20 @@ class Checkpoints:
 
 
 def restore(directory: Path, abstract: dict[str, Any]) -> tuple[dict[str, Any], dict]:
-    """Items of one checkpoint directory; raises `DataError` naming it when it is damaged.
+    """Items of one checkpoint directory, and the run's JSON; raises `DataError` naming it when it is damaged.
 
     With several processes each reads what its devices need and waits for no other, so one may fail alone.
     """
+    run = read_run(directory)
     here = ocp.options.MultiprocessingOptions(primary_host=jax.process_index(), active_processes={jax.process_index()})
-    arguments: dict[str, Any] = {"run": ocp.args.JsonRestore()}
-    for name, tree in abstract.items():
-        arguments[name] = ocp.args.PyTreeRestore(tree, restore_args=ocp.checkpoint_utils.construct_restore_args(tree))
+    arguments = {
+        name: ocp.args.PyTreeRestore(tree, restore_args=ocp.checkpoint_utils.construct_restore_args(tree))
+        for name, tree in abstract.items()
+    }
     try:
         with ocp.Checkpointer(ocp.CompositeCheckpointHandler(), multiprocessing_options=here) as reader:
             found = reader.restore(directory, args=ocp.args.Composite(**arguments))
-    except Exception as error:  # whatever a damaged file makes TensorStore or the JSON reader raise
+    except Exception as error:  # whatever a damaged file makes TensorStore raise
         reason = " ".join(str(error).split())[:200]
         raise DataError(f"{directory}: the checkpoint is damaged or incomplete ({reason})") from None
-    run = found["run"]
-    if run.get("version") != FORMAT_VERSION:
-        raise DataError(f"{directory}: has format version {run.get('version')}, this program reads {FORMAT_VERSION}")
     return {name: found[name] for name in abstract}, run
-
-
-def latest(run_dir: Path) -> Path | None:
-    """Directory of the newest finished checkpoint of a run."""
-    steps = _finished(run_dir / DIRECTORY)
-    return run_dir / DIRECTORY / str(steps[-1]) if steps else None
-
-
-def _finished(directory: Path) -> list[int]:
-    if not directory.is_dir():
-        return []
-    return sorted(int(path.name) for path in directory.iterdir() if path.name.isdecimal())

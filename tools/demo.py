@@ -59,10 +59,10 @@ def prepare() -> None:
 
 def evaluate(run_dir: Path) -> dict:
     """Held-out figures of the newest checkpoint, kept in demo.json so that they are computed once."""
-    from maxlm import checkpoint
+    from maxlm import saved
     from maxlm.evaluate.command import evaluate_path
 
-    step, kept = checkpoint.latest(run_dir).name, run_dir / "demo.json"
+    step, kept = saved.latest(run_dir).name, run_dir / "demo.json"
     if kept.is_file() and (found := json.loads(kept.read_text()))["step"] == step:
         return found
     result = evaluate_path(run_dir, [], None)["stdlib"]._asdict() | {"step": step}

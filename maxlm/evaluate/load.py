@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
-from maxlm import checkpoint
+from maxlm import checkpoint, saved
 from maxlm.config import Config, MeshConfig, validate
 from maxlm.data.shards import TokenizerEntry
 from maxlm.data.tokenizer import Tokenizer
@@ -79,17 +79,7 @@ def load_all(path: str | Path, devices: list[jax.Device] | None = None) -> Loade
 
 def find(path: str | Path) -> Saved:
     """The newest checkpoint of a run directory, or the checkpoint of its directory; `DataError` where there is none."""
-    directory = _checkpoint_directory(Path(path))
-    _, run = checkpoint.restore(directory, {})
-    return Saved(directory, run, validate(run["config"], Config, f"{directory}: its configuration"))
-
-
-def _checkpoint_directory(path: Path) -> Path:
-    path = path.resolve()
-    if not path.is_dir():
-        raise DataError(f"{path}: no such directory; expected a run directory or one of its checkpoints")
-    if path.parent.name == checkpoint.DIRECTORY:
-        return path
-    if (newest := checkpoint.latest(path)) is None:
+    if (directory := saved.named(Path(path))) is None:
         raise DataError(f"{path}: holds no checkpoint; expected a run directory or one of its checkpoints")
-    return newest
+    run = saved.read_run(directory)
+    return Saved(directory, run, validate(run["config"], Config, f"{directory}: its configuration"))

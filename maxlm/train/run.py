@@ -14,7 +14,6 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from maxlm import checkpoint
 from maxlm import config as configuration
 from maxlm.checkpoint import Checkpoints
 from maxlm.config import Config
@@ -27,6 +26,7 @@ from maxlm.parallel.compiler import with_options
 from maxlm.parallel.mesh import bubble_fraction, build_mesh, check_shapes
 from maxlm.report.metrics import MetricsWriter
 from maxlm.report.progress import track
+from maxlm.saved import latest
 from maxlm.train import doremi, reference, resume
 from maxlm.train.compiled import CompiledSteps
 from maxlm.train.position import Position, layout
@@ -124,7 +124,7 @@ class Run:
 
     def _resumed(self, items: dict[str, Any], saved: dict[str, Any]) -> tuple[TrainState, Position, resume.Changes]:
         resume.check_manifests(saved["manifests"], self.manifests, self.config)
-        resume.check_indexes(saved["indexes"], self.indexes, self.config)
+        resume.check_indexes(saved.get("indexes", {}), self.indexes, self.config)
         reference.check_same(saved.get("reference"), self.reference)
         before = configuration.validate(saved["config"], Config, "the checkpoint's configuration")
         changes = resume.recorded_changes(before, self.config)
@@ -136,7 +136,7 @@ class Run:
     def _earlier_config(self) -> Config | None:
         """The configuration of the run that the directory holds, if it has come to a checkpoint."""
         path = self.dir / CONFIG
-        return configuration.load(path) if path.is_file() and checkpoint.latest(self.dir) else None
+        return configuration.load(path) if path.is_file() and latest(self.dir) else None
 
     # --- stepping -------------------------------------------------------------------------------------------
 

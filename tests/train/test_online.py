@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from maxlm import checkpoint
+from maxlm import saved
 from maxlm.config import OnlineConfig
 from maxlm.report.metrics import read_lines
 from maxlm.train import loop
@@ -147,7 +147,7 @@ def test_the_mixture_of_a_run_follows_its_losses_and_resumes_with_the_same_bits(
     weights = [line["mixture_weights"] for line in lines]
     assert weights[0] == weights[1] == pytest.approx({"model": 0.75, "prep": 0.25})
     assert len({tuple(found.values()) for found in weights}) == 6
-    runs = [checkpoint.restore(checkpoint.latest(config.run_dir.resolve()), {})[1] for config in (whole, parted)]
+    runs = [saved.read_run(saved.latest(config.run_dir)) for config in (whole, parted)]
     assert runs[0]["loader"] == runs[1]["loader"] and runs[0]["online"] == runs[1]["online"]
     kinds = [(segment["kind"], segment["first_step"]) for segment in runs[0]["loader"]["schedule"]]
     assert kinds == [("start", 0), *[("online", step) for step in (6, 9, 12, 15, 18, 21)]]

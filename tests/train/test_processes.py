@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from tiny import RUN
 
-from maxlm import checkpoint
+from maxlm import saved
 from maxlm.config import Config, load, to_yaml
 from maxlm.report.metrics import read_lines
 from maxlm.train import loop
@@ -99,7 +99,7 @@ def assert_continues(config: Config, whole: Config) -> None:
     np.testing.assert_allclose(
         [line["loss"] for line in lines], [line["loss"] for line in expected[: len(lines)]], rtol=1e-5
     )
-    _, run = checkpoint.restore(checkpoint.latest(config.run_dir.resolve()), {})
+    run = saved.read_run(saved.latest(config.run_dir))
     assert run["loader"]["examples"] == len(lines) * BATCH // 32
 
 
@@ -143,7 +143,7 @@ def test_a_signal_to_one_process_stops_all_and_one_or_two_go_on(make_config, tmp
     assert codes == [75] * 4, outputs
     assert "saved" in outputs[0] and [told(output) for output in outputs[1:]] == [[]] * 3
     stopped = events(four, "preempted")[0]["step"]
-    newest = checkpoint.latest(four.run_dir)
+    newest = saved.latest(four.run_dir)
     assert newest.name == str(stopped) and stopped < STEPS
     assert_continues(four, whole)
 
@@ -169,13 +169,13 @@ def test_a_signal_to_one_process_stops_all_and_one_or_two_go_on(make_config, tmp
     assert not told(outputs[1])
     first, last = events(two, "resumed")[-1]["step"], events(two, "preempted")[-1]["step"]
     assert first < stopped < last < STEPS
-    saved = [event["step"] for event in events(two, "checkpoint")]
-    timed = saved[saved.index(stopped) + 1 : -1]
-    assert timed and all(step % 3 == 0 for step in timed) and saved[-1] == last
+    saves = [event["step"] for event in events(two, "checkpoint")]
+    timed = saves[saves.index(stopped) + 1 : -1]
+    assert timed and all(step % 3 == 0 for step in timed) and saves[-1] == last
     at = losses(whole)
     for step, loss in losses(two).items():
         assert loss == pytest.approx(at[step], rel=1e-5), step
-    _, run = checkpoint.restore(checkpoint.latest(two.run_dir.resolve()), {})
+    run = saved.read_run(saved.latest(two.run_dir))
     assert run["loader"]["examples"] == last * BATCH // 32
 
 

@@ -4,11 +4,11 @@ import jax
 import numpy as np
 import pytest
 
-from maxlm.checkpoint import latest
 from maxlm.config import Config, load
 from maxlm.errors import ConfigError, DataError
 from maxlm.report.html import write_report
 from maxlm.report.metrics import read_lines
+from maxlm.saved import latest
 from maxlm.train import loop
 
 STEP = 256  # slots

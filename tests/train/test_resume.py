@@ -15,7 +15,7 @@ import jax
 import numpy as np
 import pytest
 
-from maxlm import checkpoint
+from maxlm import saved
 from maxlm.config import Config, to_yaml
 from maxlm.errors import ConfigError, DataError, DivergedError, SaveError
 from maxlm.report.metrics import read_lines
@@ -134,7 +134,7 @@ def test_sigterm_saves_and_exits_75_and_the_run_goes_on_with_the_same_bits(make_
     process.send_signal(signal.SIGTERM)
     output = finish(process, code=75)
     assert "saved" in output and "Traceback" not in output
-    assert 3 <= int(checkpoint.latest(stopped.run_dir).name) < 40
+    assert 3 <= int(saved.latest(stopped.run_dir).name) < 40
     finish(start(stopped, tmp_path))
     assert_same_arrays(saved_arrays(whole, 40), saved_arrays(stopped, 40))
     assert lines_without_timings(whole, "metrics.jsonl") == lines_without_timings(stopped, "metrics.jsonl")
@@ -168,7 +168,7 @@ def test_a_finished_run_says_so_and_is_not_touched(make_config, capfd):
 def test_a_damaged_newest_checkpoint_is_reported_and_the_one_before_is_used(make_config, capfd):
     config = make_config({"train.total_tokens": 256 * 8})
     whole = arrays(train(config))
-    newest = checkpoint.latest(config.run_dir)
+    newest = saved.latest(config.run_dir)
     assert newest.name == "8"
     for path in (newest / "params").rglob("*"):
         if path.is_file():
@@ -195,7 +195,7 @@ def test_changed_batch_and_rate_count_from_now_on_and_are_an_event(make_config):
     assert [(line["step"], line["tokens"]) for line in lines] == [(3, 768), (4, 1024), (6, 2048), (8, 3072)]
     (event,) = [event for event in read_lines(first.run_dir / "events.jsonl") if event["kind"] == "config_changed"]
     assert event["changes"]["train.batch_tokens"] == [256, 512] and event["step"] == 4
-    _, run = checkpoint.restore(checkpoint.latest(first.run_dir.resolve()), {})
+    run = saved.read_run(saved.latest(first.run_dir))
     segments = run["loader"]["schedule"]
     assert [(s["first_step"], s["first_example"], s["batch_size"]) for s in segments] == [(0, 0, 8), (4, 32, 16)]
     assert run["loader"]["examples"] == 32 + 4 * 16
@@ -243,7 +243,7 @@ def test_a_packed_run_resumes_on_the_same_packing_alone(make_config):
     assert_same_arrays(saved_arrays(whole, 8), saved_arrays(resumed, 8))
     packing = [event for event in read_lines(whole.run_dir / "events.jsonl") if event["kind"] == "packing"]
     assert packing[0]["seq_len"] == 32 and packing[0]["sources"]["model"]["fill_rate"] > 0.99
-    _, run = checkpoint.restore(checkpoint.latest(whole.run_dir.resolve()), {})
+    run = saved.read_run(saved.latest(whole.run_dir))
     check_indexes(run["indexes"], run["indexes"], whole)
     other = {name: {"32": "0" * 64} for name in run["indexes"]}
     with pytest.raises(ConfigError, match=r"data\.sources\.model: its documents were packed otherwise"):
@@ -302,7 +302,7 @@ def test_a_full_disk_keeps_the_checkpoint_before_and_names_the_path(make_config,
     assert result.returncode == 1, result.stderr
     (message,) = [line for line in result.stderr.splitlines() if line.startswith("error:")]
     assert str(longer.run_dir / "checkpoints") in message and "step 6 is intact" in message
-    assert checkpoint.latest(config.run_dir).name == "6"
+    assert saved.latest(config.run_dir).name == "6"
     finish(start(longer, tmp_path))
 
 
