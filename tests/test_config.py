@@ -82,6 +82,7 @@ def test_unknown_key_near_nothing_lists_what_is_known(load_text: Load) -> None:
         ("data.sources={we b: {path: a}}", "data.sources.we b: found 'we b'; string should match pattern"),
         ("data.mixture=[{tokens: 9, weights: {wbe: 1}}]", "the source 'wbe', data.sources has code, web"),
         ("data.mixture=[{tokens: 9, weights: {web: 0}}]", "at least one weight must be above 0"),
+        ("data.mixture.0.tokens=5", "data.mixture.0.tokens=5': lists are replaced whole, for example data.mixture="),
         ("data.mixture=[]", "data.mixture: found []; list should have at least 1 item"),
         (
             "data.sources.web.fim={rate: 1.5}",

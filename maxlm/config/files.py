@@ -14,6 +14,7 @@ from maxlm.config.section import Section
 from maxlm.config.sections import Config
 from maxlm.errors import ConfigError
 
+WHOLE_LISTS = "lists are replaced whole, for example data.mixture='[{tokens: 1e9, weights: {web: 1}}]'"
 S = TypeVar("S", bound=Section)
 
 
@@ -29,11 +30,11 @@ def read(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
         for text in overrides:
             key, equals, _ = text.partition("=")
             if not equals or not key or "[" in key:
-                raise ConfigError(
-                    f"override '{text}': expected key=value with dots between keys; lists are replaced whole, "
-                    "for example data.mixture='[{tokens: 1e9, weights: {web: 1}}]'"
-                )
-            merged = OmegaConf.merge(merged, OmegaConf.from_dotlist([text]))
+                raise ConfigError(f"override '{text}': expected key=value with dots between keys; {WHOLE_LISTS}")
+            try:
+                merged = OmegaConf.merge(merged, OmegaConf.from_dotlist([text]))
+            except TypeError:  # a key below a list
+                raise ConfigError(f"override '{text}': {WHOLE_LISTS}") from None
         return OmegaConf.to_container(merged, resolve=True)
     except (OmegaConfBaseException, YAMLError, ValueError) as error:
         raise ConfigError(f"{path}: {_first_line(error)}") from None
