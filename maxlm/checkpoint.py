@@ -5,8 +5,10 @@ never of the mesh, and each can be read without the others:
 
     params      parameters; a layer's arrays have a leading axis over the repeats of the layer pattern
     optimizer   moments
-    counters    the window of the spike test, and the sums since the last line of the metrics
-    run         JSON: step, tokens, target_tokens, loader state, rewinds, configuration, manifests, tokenizer
+    counters    the window of the spike test, the sums since the last line of the metrics, and of a proxy run its domain
+                weights (the other runs have no such entry)
+    run         JSON: step, tokens, target_tokens, loader state, rewinds, configuration, manifests, tokenizer, and of a
+                proxy run its reference
 
 A directory appears under its final name when everything in it is on disk, so a killed save leaves the checkpoints
 before it as they were.

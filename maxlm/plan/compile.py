@@ -1,7 +1,7 @@
 """Compile the real train step for accelerators that are not there.
 
 libtpu compiles for a named slice ("v5p:4x4x4"), the CUDA plugin for GPUs of a description (`targets.py`), both on a
-machine with a CPU alone; neither data nor devices are touched.
+machine with a CPU alone; neither data nor devices are touched. Of a proxy run's reference the configuration is read.
 """
 
 import contextlib

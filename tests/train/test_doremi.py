@@ -275,6 +275,14 @@ def test_skipped_step_leaves_the_weights(references) -> None:
     assert int(trainer.run(make_batch(config, 2, sources=len(SOURCES)))["domains"].steps) == 2
 
 
+def test_reference_has_the_type_of_the_computation_and_the_shards_of_the_mesh(references) -> None:
+    sections = {"precision": {"compute": "bfloat16"}, "mesh": {"fsdp": 4, "tensor": 2}}
+    (params,) = Trainer(proxy_config(references["dense"], sections)).reference
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(params)} == {"bfloat16"}
+    table = params["embedding"]
+    assert table.shape == (64, 24) and table.addressable_shards[0].data.shape == (32, 6)
+
+
 def test_reference_that_cannot_run_so_is_refused(references) -> None:
     """Its four heads do not divide over eight devices."""
     with pytest.raises(ConfigError, match=r"data\.dynamic\.reference .* configuration: model\.num_heads: 4 is not"):
