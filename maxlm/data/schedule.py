@@ -12,7 +12,7 @@ The whole state of the loader is `{"examples": g, "schedule": [...]}`: host inte
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from itertools import accumulate, takewhile
+from itertools import accumulate
 from math import floor
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -21,6 +21,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from maxlm.data.mixture import UNITS, Shares, quantise
 from maxlm.data.order import SourceOrder
+
+MAX_EXAMPLES = 2**62  # the apportionment counts no further: a limit that lies behind is none
 
 Ints = NDArray[np.int64]
 
@@ -141,9 +143,9 @@ class Schedule:
         return Point(step, span.first_tokens, span.first_example)
 
     def beginning(self, step: int) -> list[Segment]:
-        """Segments whose first example a step reads."""
-        until = self.segments[self._number(step) :: -1]
-        return list(takewhile(lambda segment: segment.first_step == step, until))[::-1]
+        """Segments whose first example a step reads, or that end the run before it."""
+        first = self.point(step).example  # after a rewind, earlier segments have the same step
+        return [s for s in self.segments if s.first_step == step and s.first_example >= first]
 
     def weights(self, step: int) -> dict[str, float]:
         """Shares of the sources at the end of a step."""
@@ -244,10 +246,13 @@ class Layout:
         if not past:
             return self.begin()
         first, *rest = self._lay(past, at, "edit").segments[len(past) :]
-        if (first.weights, first.shape) == (past[-1].weights, past[-1].shape):
+        if said := [segment for segment in schedule.segments if replace(first, kind=segment.kind) == segment]:
+            return Schedule((*past, *said, *rest))
+        # Where a batch was filled up or a rewind begins, what was read does not go on by itself.
+        goes_on = Schedule(past).point(at.step) == at
+        if goes_on and (first.weights, first.shape) == (past[-1].weights, past[-1].shape):
             return Schedule((*past, *rest))
-        said = [segment for segment in schedule.segments if replace(first, kind=segment.kind) == segment]
-        return Schedule((*past, *(said or [first]), *rest))
+        return Schedule((*past, first, *rest))
 
     def rewind(self, schedule: Schedule, at: Point) -> Schedule:
         """The schedule that goes back to a step, with the data going on from the point's example."""
@@ -311,12 +316,12 @@ class Layout:
             windows = self._left(name, segment.offsets[name], segment.seq_len)
             if units and windows is not None:
                 ends.append(segment.shares.example_of(number, windows))
-        if ends and (left is None or min(ends) < left):
+        if ends and min(ends) < (MAX_EXAMPLES - segment.first_example if left is None else left):
             return min(ends), True
         return left, False
 
     def _left(self, name: str, offset: int, seq_len: int) -> int | None:
-        """Windows of a source that may still be read; None for no limit."""
+        """Windows of a source that may still be read; None for no limit. The least limit is one window."""
         supply = self.supplies[name]
         if supply.max_epochs is None:
             return None
