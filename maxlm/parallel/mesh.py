@@ -77,16 +77,18 @@ def _slices_by_axis(config: MeshConfig, sizes: dict[str, int]) -> dict[str, int]
 def check_shapes(config: Config, mesh: Mesh) -> None:
     """`check_batch` for the batch of the configuration and those of all stages."""
     check_batch(config, mesh)
-    for stage in config.data.mixture:
-        batch_size, seq_len = config.shape_of(stage)
-        try:
-            check_batch(config.with_shape(batch_size, seq_len), mesh)
-        except ConfigError as error:
-            raise ConfigError(f"data.mixture, the stage of {batch_size} x {seq_len} tokens a step: {error}") from None
+    for number, stage in enumerate(config.data.mixture):
+        keys = (f"data.mixture[{number}].{key}" for key in ("batch_tokens", "seq_len"))
+        check_batch(config.with_shape(*config.shape_of(stage)), mesh, *keys)
 
 
-def check_batch(config: Config, mesh: Mesh) -> None:
-    """Every microbatch must divide evenly over the devices that share the batch, and every sequence over theirs."""
+def check_batch(
+    config: Config, mesh: Mesh, batch_key: str = "train.batch_tokens", length_key: str = "data.seq_len"
+) -> None:
+    """Every microbatch must divide evenly over the devices that share the batch, and every sequence over theirs.
+
+    Errors name the keys that the batch and the length of a sequence were set by, and the nearest value that works.
+    """
     stages, sizes = mesh.shape["pipeline"], {name: mesh.shape[name] for name in RULES["batch"][1:]}
     microbatches = config.pipeline.microbatches if stages > 1 else 1
     if microbatches % stages:
@@ -100,16 +102,16 @@ def check_batch(config: Config, mesh: Mesh) -> None:
     unit = math.prod(factors.values())
     if config.batch_size % unit:
         used = {name: size for name, size in factors.items() if size > 1}
+        product = f"{' x '.join(used)} = {' x '.join(map(str, used.values()))}" + f" = {unit}" * (len(used) > 1)
         nearest = max(1, round(config.batch_size / unit)) * unit * config.data.seq_len
         raise ConfigError(
-            f"train.batch_tokens: {config.train.batch_tokens} tokens are {config.batch_size} examples of "
-            f"{config.data.seq_len}, not divisible by {' x '.join(used)} = {' x '.join(map(str, used.values()))} = "
-            f"{unit}; the nearest that works is {nearest}"
+            f"{batch_key}: {config.train.batch_tokens} tokens are {config.batch_size} examples of "
+            f"{config.data.seq_len}, not divisible by {product}; the nearest that works is {nearest}"
         )
-    _check_sequence(config, mesh)
+    _check_sequence(config, mesh, length_key)
 
 
-def _check_sequence(config: Config, mesh: Mesh) -> None:
+def _check_sequence(config: Config, mesh: Mesh, key: str) -> None:
     context, tensor = mesh.shape["context"], mesh.shape["tensor"]
     # Each context shard holds an early and a late part of the sequence (see `batch.sequence_order`).
     parts = 2 if context > 1 else 1, tensor if config.parallel.sequence else 1, config.remat.mlp_chunks
@@ -117,7 +119,7 @@ def _check_sequence(config: Config, mesh: Mesh) -> None:
     if config.data.seq_len % unit:
         nearest = max(1, round(config.data.seq_len / unit)) * unit
         raise ConfigError(
-            f"data.seq_len: {config.data.seq_len} is not a multiple of {unit}, needed by mesh.context = {context}"
+            f"{key}: {config.data.seq_len} is not a multiple of {unit}, needed by mesh.context = {context}"
             + (f" and mesh.tensor = {tensor} with parallel.sequence" if config.parallel.sequence else "")
             + (f" and remat.mlp_chunks = {config.remat.mlp_chunks}" if config.remat.mlp_chunks > 1 else "")
             + f"; the nearest that works is {nearest}"

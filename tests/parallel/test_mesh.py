@@ -1,6 +1,7 @@
 """Sizes of the mesh, and which batches it can hold."""
 
 import math
+import re
 
 import jax
 import pytest
@@ -8,7 +9,7 @@ from tiny import run_config
 
 from maxlm.config import MeshConfig
 from maxlm.errors import ConfigError
-from maxlm.parallel.mesh import AXES, axis_sizes, bubble_fraction, build_mesh, check_batch, check_layers
+from maxlm.parallel.mesh import AXES, axis_sizes, bubble_fraction, build_mesh, check_batch, check_layers, check_shapes
 
 
 @pytest.mark.parametrize("axis", AXES)
@@ -60,6 +61,45 @@ def test_batch_must_divide_over_the_devices_that_share_it(
         with pytest.raises(ConfigError, match=f"^train.batch_tokens: .*; the nearest that works is {nearest * 16}$"):
             check(examples)
     check(nearest)
+
+
+@pytest.mark.parametrize(
+    ("mesh", "sections", "stage", "message"),
+    [
+        ({"fsdp": 8}, {}, {"batch_tokens": 192}, "192 tokens are 12 examples of 16, not divisible by mesh.fsdp = 8; "),
+        ({"fsdp": 8}, {}, {"seq_len": 32}, "128 tokens are 4 examples of 32, not divisible by mesh.fsdp = 8; "),
+        (
+            {"data": 2, "fsdp": 4},
+            {"train": {"batch_tokens": 16 * 24, "accumulate": 3}},
+            {"batch_tokens": 16 * 99},
+            "not divisible by mesh.data x mesh.fsdp x train.accumulate = 2 x 4 x 3 = 24; ",
+        ),
+        (
+            {"pipeline": 2, "fsdp": 4},
+            {"pipeline": {"microbatches": 2}},
+            {"batch_tokens": 64 * 6, "seq_len": 64},
+            "384 tokens are 6 examples of 64, not divisible by mesh.fsdp x pipeline.microbatches = 4 x 2 = 8; ",
+        ),
+    ],
+)
+def test_a_stage_whose_batch_does_not_divide_is_named_with_a_number_that_works(mesh, sections, stage, message) -> None:
+    mixture = [{"tokens": 1280, "weights": {"web": 1}}] * 2
+
+    def check(stage: dict) -> None:
+        config = run_config(mesh={"fsdp": 1} | mesh, data={"mixture": [*mixture, mixture[0] | stage]}, **sections)
+        check_shapes(config, build_mesh(config.mesh))
+
+    with pytest.raises(ConfigError, match=rf"^data\.mixture\[2\]\.batch_tokens: .*{message}") as caught:
+        check(stage)
+    number = int(re.fullmatch(r".*; the nearest that works is (\d+)", str(caught.value))[1])
+    check(stage | {"batch_tokens": number})
+
+
+def test_a_stage_whose_length_does_not_divide_is_named_with_a_number_that_works() -> None:
+    stages = [{"tokens": 1280, "weights": {"web": 1}, "seq_len": length} for length in (16, 24, 32)]
+    config = run_config(mesh={"context": 8, "fsdp": 1}, data={"mixture": stages}, train={"batch_tokens": 16 * 24})
+    with pytest.raises(ConfigError, match=r"^data\.mixture\[1\]\.seq_len: 24 is not a multiple of 16, .* is 32$"):
+        check_shapes(config, build_mesh(config.mesh))
 
 
 @pytest.mark.parametrize(
