@@ -75,7 +75,7 @@ class Walk:
     """A run read step by step, with all that was read and what the schedule said of it then."""
 
     def __init__(self, layout: Layout):
-        self.layout, self.position = layout, Position.start(layout)
+        self.layout, self.position = layout, Position(0, 0, 0, 0, layout.begin())
         self.saved = [self.position]  # what a checkpoint of each step would hold
         self.laid_out_by: list[Layout | None] = [layout]  # what the rest of each says; None for shares set in the run
         self.spans: list[Span] = []
@@ -112,8 +112,10 @@ class Walk:
         self.layout, self.position = layout, self.position.edited(layout)
         self._save(layout)
 
-    def reweigh(self, weights: dict[str, float]) -> None:
-        schedule = self.layout.reweigh(self.schedule, self.position.step, weights)
+    def reweigh(self, weights: dict[str, float], after: int) -> None:
+        """Other weights after some more steps, as a mixture that follows the losses sets them."""
+        layout = replace(self.layout, stages=self.layout.stages[-1:]).weighted(weights)
+        schedule = layout.reweigh(self.schedule, self.position.step + after)
         self.position = replace(self.position, schedule=schedule)
         self._save(None)
 
@@ -146,7 +148,7 @@ def walks(draw: Callable, limits: bool = False, seq_lens=(1, 3, 5, 8)) -> Walk:
         if what == "rewind" and walk.position.step:
             walk.rewind(draw(st.integers(0, 5)))
         elif what == "reweigh":
-            walk.reweigh(weights_of(sorted(layout.supplies), random))
+            walk.reweigh(weights_of(sorted(layout.supplies), random), draw(st.integers(0, 4)))
         elif what != "rewind":
             if what == "source":
                 name = f"another{len(layout.supplies)}"

@@ -259,7 +259,13 @@ class Layout:
         return self._lay(_before(schedule, at.example), at, "rewind")
 
     def reweigh(self, schedule: Schedule, step: int) -> Schedule:
-        """The schedule that follows the stages from a step to come on, because a dynamic mixture has changed them."""
+        """The schedule that follows the stages from a step to come on, because a dynamic mixture has changed them.
+
+        The same where the data ends before.
+        """
+        last = schedule.segments[-1]
+        if last.kind == "end" and last.first_step <= step:
+            return schedule
         at = schedule.point(step)
         return self._lay(_before(schedule, at.example), at, "online")
 
@@ -315,7 +321,7 @@ class Layout:
         for number, (name, units) in enumerate(segment.weights.items()):
             windows = self._left(name, segment.offsets[name], segment.seq_len)
             if units and windows is not None:
-                ends.append(segment.shares.example_of(number, windows))
+                ends.append(segment.shares.example_of(number, windows - 1) + 1 if windows else 0)
         if ends and min(ends) < (MAX_EXAMPLES - segment.first_example if left is None else left):
             return min(ends), True
         return left, False

@@ -22,6 +22,7 @@ from maxlm.data.mixture import UNITS
 class OnlineState:
     """Between two updates; every mapping has the mixture's sources in sorted order."""
 
+    every_steps: int  # from one update to the next
     weights: Mapping[str, float]  # present shares, sum 1; a source at 0 is no arm and stays there
     rewards: Mapping[str, float]  # estimates per source, nats per token over share
     updates: int  # done so far
@@ -29,12 +30,13 @@ class OnlineState:
     targets: Mapping[str, int]  # target tokens since the last update
 
     @staticmethod
-    def start(weights: Mapping[str, float]) -> "OnlineState":
+    def start(weights: Mapping[str, float], every_steps: int) -> "OnlineState":
         """Before the first update, with the mixture's own weights, of any sum."""
         names = sorted(weights)
         total = math.fsum(weights.values())
         shares = {name: float(weights[name]) / total for name in names}
-        return OnlineState(shares, dict.fromkeys(names, 0.0), 0, dict.fromkeys(names, 0.0), dict.fromkeys(names, 0))
+        zeros = dict.fromkeys(names, 0.0)
+        return OnlineState(every_steps, shares, zeros, 0, zeros, dict.fromkeys(names, 0))
 
     def add(self, nll: Mapping[str, float], targets: Mapping[str, int]) -> "OnlineState":
         """With more sums of an interval per source; sources that the mixture does not name are left out."""
@@ -65,11 +67,11 @@ class OnlineState:
             shares = exp3([rewards[name] for name in arms], before, now)
             weights |= dict(zip(arms, shares.tolist(), strict=True))
         nll, targets = dict.fromkeys(self.nll, 0.0), dict.fromkeys(self.targets, 0)
-        return OnlineState(weights, rewards, updates, nll, targets)
+        return OnlineState(self.every_steps, weights, rewards, updates, nll, targets)
 
     def restarted(self, weights: Mapping[str, float]) -> "OnlineState":
         """With the weights of another mixture, whose sources keep the estimates that they have; sums are empty."""
-        fresh = OnlineState.start(weights)
+        fresh = OnlineState.start(weights, self.every_steps)
         rewards = {name: self.rewards.get(name, 0.0) for name in fresh.weights}
         return replace(fresh, rewards=rewards, updates=self.updates)
 

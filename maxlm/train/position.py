@@ -22,8 +22,7 @@ class Position:
     online: OnlineState | None = None  # of a mixture that follows the losses
 
     @staticmethod
-    def start(config: Config, layout: Layout) -> "Position":
-        online = OnlineState.start(_weights(config)) if isinstance(config.data.dynamic, OnlineConfig) else None
+    def start(layout: Layout, online: OnlineState | None = None) -> "Position":
         return Position(0, 0, 0, 0, layout.begin(), online=online)
 
     @property
@@ -54,26 +53,28 @@ class Position:
             examples=self.examples + span.examples,
         )
 
-    def edited(self, config: Config, layout: Layout, mixture: bool) -> "Position":
+    def edited(self, layout: Layout, mixture: bool = True) -> "Position":
         """With the stages that the configuration has now, from here on; `mixture` says whether their weights differ."""
         online = self.online
         if online and mixture:
-            online = online.restarted(_weights(config))
+            online = online.restarted(layout.stages[-1].weights)
         elif online:
             layout = layout.weighted(online.weights)
         return replace(self, schedule=layout.edit(self.schedule, self.point), online=online)
 
-    def rewound(self, saved: "Position", config: Config, layout: Layout) -> "Position":
+    def rewound(self, saved: "Position", layout: Layout) -> "Position":
         """At a saved step, with the data going on from here: the span in between is skipped."""
         at = Point(saved.step, saved.tokens, self.examples)
         if saved.online:
             schedule = layout.weighted(saved.schedule.weights(saved.step)).rewind(self.schedule, at)
-            schedule = saved._reweighed(schedule, config, layout)
+            schedule = saved._reweighed(schedule, layout)
         else:
             schedule = layout.rewind(self.schedule, at)
         return replace(saved, examples=self.examples, schedule=schedule, rewinds=self.rewinds + 1)
 
-    def counted(self, step: int, nll: Mapping[str, float], targets: Mapping[str, int], config: Config, layout: Layout):
+    def counted(
+        self, step: int, nll: Mapping[str, float], targets: Mapping[str, int], config: Config, layout: Layout
+    ) -> "Position":
         """With the sums of a line of the metrics, those up to `step`: targets counted, an online mixture followed.
 
         An interval's losses change the mixture one interval after it has ended: by then the line is written, and
@@ -83,21 +84,19 @@ class Position:
         if position.online is None:
             return position
         online = position.online.add(nll, targets)
-        if step % config.data.dynamic.every_steps:
+        if step % online.every_steps:
             return replace(position, online=online)
         position = replace(position, online=online.updated(config.data.dynamic, step))
-        return replace(position, schedule=position._reweighed(position.schedule, config, layout))
+        return replace(position, schedule=position._reweighed(position.schedule, layout))
 
-    def known_steps(self, config: Config) -> int:
-        """Steps of the run whose data is known by now: all of them, but with an online mixture."""
-        total = self.schedule.steps(config.total_tokens)
-        if self.online is None:
-            return total
-        return min(total, (self.online.updates + 2) * config.data.dynamic.every_steps)
+    def known_steps(self, total_tokens: int) -> int:
+        """Steps of a run of so many slots whose data is known by now: all of them, but with an online mixture."""
+        total = self.schedule.steps(total_tokens)
+        return min(total, (self.online.updates + 2) * self.online.every_steps) if self.online else total
 
-    def _reweighed(self, schedule: Schedule, config: Config, layout: Layout) -> Schedule:
+    def _reweighed(self, schedule: Schedule, layout: Layout) -> Schedule:
         """A schedule with the weights of the last update, from the step on at which they come into force."""
-        step = (self.online.updates + 1) * config.data.dynamic.every_steps
+        step = (self.online.updates + 1) * self.online.every_steps
         if not self.online.updates or step <= self.step:
             return schedule
         return layout.weighted(self.online.weights).reweigh(schedule, step)
@@ -125,11 +124,14 @@ class Position:
 
 def layout(config: Config, supplies: Mapping[str, Supply]) -> Layout:
     """The stages of a configuration over its sources."""
-    stages = [Stage(stage.tokens, stage.weights, *config.shape_of(stage)) for stage in config.data.mixture]
+    none = dict.fromkeys(config.data.sources, 0.0)
+    stages = [Stage(stage.tokens, none | stage.weights, *config.shape_of(stage)) for stage in config.data.mixture]
     return Layout(stages, supplies, config.data.exhausted)
 
 
-def _weights(config: Config) -> dict[str, float]:
-    """Weights of the only stage of an online mixture, for all sources."""
+def online_mixture(config: Config) -> OnlineState | None:
+    """The state of an online mixture before the first step; None of other runs."""
+    if not isinstance(config.data.dynamic, OnlineConfig):
+        return None
     (stage,) = config.data.mixture
-    return dict.fromkeys(config.data.sources, 0.0) | stage.weights
+    return OnlineState.start(dict.fromkeys(config.data.sources, 0.0) | stage.weights, config.data.dynamic.every_steps)

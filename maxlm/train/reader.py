@@ -28,7 +28,7 @@ class Reader:
 
     def extend(self, position: Position) -> None:
         """Read on to where the data is known at a later position; nothing is read again."""
-        known = position.known_steps(self._config)
+        known = position.known_steps(self._config.total_tokens)
         if known <= self._known:
             return
         data, schedule = self._config.data, position.schedule

@@ -29,7 +29,7 @@ from maxlm.report.progress import track
 from maxlm.saved import latest
 from maxlm.train import doremi, reference, resume
 from maxlm.train.compiled import CompiledSteps
-from maxlm.train.position import Position, layout
+from maxlm.train.position import Position, layout, online_mixture
 from maxlm.train.reader import Reader
 from maxlm.train.state import (
     TrainState,
@@ -87,7 +87,7 @@ class Run:
         """The newest checkpoint's state and position with what changed since, else the initial ones."""
         found = self.checkpoints.restore_newest(self._abstract_items, report)
         if not found:
-            return initial_state(self.plan), Position.start(self.config, self.layout), {}
+            return initial_state(self.plan), Position.start(self.layout, online_mixture(self.config)), {}
         with together():
             return self._resumed(*found)
 
@@ -130,7 +130,7 @@ class Run:
         changes = resume.recorded_changes(before, self.config)
         position = Position.from_json(saved)
         if resume.change_data(changes):
-            position = position.edited(self.config, self.layout, "data.mixture" in changes)
+            position = position.edited(self.layout, mixture="data.mixture" in changes)
         return self._state(items, saved), position, changes
 
     def _earlier_config(self) -> Config | None:
@@ -210,7 +210,7 @@ class Run:
             self.metrics.log_event("diverged", position.step, rewinds=position.rewinds)
             raise DivergedError(f"{story}, and {reason}; lower optimizer.lr or look at the data in {self.dir}")
         items, saved = self.checkpoints.restore_newest(self._abstract_items, report)
-        back = position.rewound(Position.from_json(saved), self.config, self.layout)
+        back = position.rewound(Position.from_json(saved), self.layout)
         self.metrics.rewind(back.step)
         skipped = position.examples - Position.from_json(saved).examples
         self.metrics.log_event(

@@ -20,7 +20,7 @@ CONFIG = OnlineConfig(name="online", every_steps=10)
 
 def test_first_update_by_hand():
     """Two arms. At t = 2: E_1 = min(1/2, sqrt(ln 2 / 2)) = 1/2, E_2 = sqrt(ln 2 / 4); rewards a tenth of loss / p."""
-    state = OnlineState.start({"a": 3, "b": 1}).add({"a": 300.0, "b": 60.0}, {"a": 100, "b": 30})
+    state = OnlineState.start({"a": 3, "b": 1}, 10).add({"a": 300.0, "b": 60.0}, {"a": 100, "b": 30})
     state = state.updated(CONFIG, step=10)
     rewards = {"a": 0.1 * 3.0 / 0.75, "b": 0.1 * 2.0 / 0.25}
     assert state.rewards == pytest.approx(rewards, rel=1e-15)
@@ -32,7 +32,7 @@ def test_first_update_by_hand():
 
 
 def test_second_update_by_hand():
-    state = OnlineState.start({"a": 3, "b": 1}).add({"a": 300.0, "b": 60.0}, {"a": 100, "b": 30})
+    state = OnlineState.start({"a": 3, "b": 1}, 10).add({"a": 300.0, "b": 60.0}, {"a": 100, "b": 30})
     first = state.updated(CONFIG, step=10)
     second = first.add({"a": 50.0, "b": 10.0}, {"a": 20, "b": 4}).add({"a": 50.0, "b": 0.0}, {"a": 20, "b": 0})
     second = second.updated(CONFIG, step=20)
@@ -61,7 +61,7 @@ LOSSES = st.lists(st.floats(0, 1e3), min_size=1, max_size=8)
 @settings(derandomize=True, deadline=None, max_examples=60)
 def test_weights_sum_to_one_and_keep_the_floor_and_zeros(losses, updates, floor):
     config = CONFIG.model_copy(update={"floor": floor})
-    state = OnlineState.start({str(number): number + 1 for number in range(len(losses))} | {"none": 0})
+    state = OnlineState.start({str(number): number + 1 for number in range(len(losses))} | {"none": 0}, 10)
     for step in range(1, updates + 1):
         targets = {str(number): number + step for number in range(len(losses))}
         nll = {name: loss * targets[name] for name, loss in zip(targets, losses, strict=True)}
@@ -77,7 +77,7 @@ def test_weights_sum_to_one_and_keep_the_floor_and_zeros(losses, updates, floor)
 @settings(derandomize=True, deadline=None, max_examples=60)
 def test_json_keeps_every_bit(weights, targets):
     names = [f"s{number}" for number in range(len(weights))]
-    state = OnlineState.start(dict(zip(names, weights, strict=True)))
+    state = OnlineState.start(dict(zip(names, weights, strict=True)), 10)
     state = state.add(dict.fromkeys(names, weights[0] / 3), dict.fromkeys(names, targets)).updated(CONFIG, 10)
     state = state.add(dict.fromkeys(names, math.pi), dict.fromkeys(names, targets))
     again = OnlineState.from_json(json.loads(json.dumps(state.to_json(), sort_keys=True)))
@@ -89,7 +89,7 @@ def test_json_keeps_every_bit(weights, targets):
 
 
 def test_source_that_was_not_seen_keeps_its_estimate():
-    state = OnlineState.start({"a": 1, "b": 1}).add({"a": 5.0, "b": 7.0}, {"a": 2, "b": 2}).updated(CONFIG, 10)
+    state = OnlineState.start({"a": 1, "b": 1}, 10).add({"a": 5.0, "b": 7.0}, {"a": 2, "b": 2}).updated(CONFIG, 10)
     after = state.add({"a": 5.0, "other": 1.0}, {"a": 2, "other": 1}).updated(CONFIG, 20)
     assert set(after.weights) == set(after.targets) == {"a", "b"}
     assert after.rewards["b"] == state.rewards["b"] and after.rewards["a"] != state.rewards["a"]
@@ -97,7 +97,7 @@ def test_source_that_was_not_seen_keeps_its_estimate():
 
 def test_weights_stay_in_the_warm_up_while_estimates_move():
     config = CONFIG.model_copy(update={"warmup_steps": 20})
-    start = OnlineState.start({"a": 9, "b": 1})
+    start = OnlineState.start({"a": 9, "b": 1}, 10)
     losses = {"a": 5.0, "b": 7.0}, {"a": 2, "b": 2}
     first = start.add(*losses).updated(config, 10)
     second = first.add(*losses).updated(config, 20)
@@ -107,7 +107,7 @@ def test_weights_stay_in_the_warm_up_while_estimates_move():
 
 
 def test_another_mixture_keeps_the_estimates_of_its_sources():
-    state = OnlineState.start({"a": 1, "b": 1}).add({"a": 5.0, "b": 7.0}, {"a": 2, "b": 2}).updated(CONFIG, 10)
+    state = OnlineState.start({"a": 1, "b": 1}, 10).add({"a": 5.0, "b": 7.0}, {"a": 2, "b": 2}).updated(CONFIG, 10)
     after = state.add({"a": 1.0}, {"a": 1}).restarted({"c": 1, "b": 3, "a": 0})
     assert after.weights == {"a": 0, "b": 0.75, "c": 0.25}
     assert after.rewards == {"a": state.rewards["a"], "b": state.rewards["b"], "c": 0}
@@ -116,12 +116,12 @@ def test_another_mixture_keeps_the_estimates_of_its_sources():
 
 def test_source_with_the_larger_loss_gets_the_larger_share():
     """Also from a mixture that gives it the smaller one; equal losses have equal shares in the end."""
-    state = OnlineState.start({"easy": 8, "hard": 1, "harder": 1})
+    state = OnlineState.start({"easy": 8, "hard": 1, "harder": 1}, 10)
     for step in range(10, 2000, 10):
         state = state.add({"easy": 1.0, "hard": 3.0, "harder": 4.0}, dict.fromkeys(state.weights, 1))
         state = state.updated(CONFIG, step)
     assert state.weights["harder"] > state.weights["hard"] > state.weights["easy"] > exploration(3, 200)
-    equal = OnlineState.start({"a": 8, "b": 2})
+    equal = OnlineState.start({"a": 8, "b": 2}, 10)
     for step in range(10, 2000, 10):
         equal = equal.add({"a": 2.0, "b": 2.0}, {"a": 1, "b": 1}).updated(CONFIG, step)
     assert equal.weights == pytest.approx({"a": 0.5, "b": 0.5}, abs=1e-3)
@@ -152,7 +152,7 @@ def test_the_mixture_of_a_run_follows_its_losses_and_resumes_with_the_same_bits(
     kinds = [(segment["kind"], segment["first_step"]) for segment in runs[0]["loader"]["schedule"]]
     assert kinds == [("start", 0), *[("online", step) for step in (6, 9, 12, 15, 18, 21)]]
     # What a line says of its interval is what the next change but one is made of.
-    online = OnlineState.start({"model": 3, "prep": 1})
+    online = OnlineState.start({"model": 3, "prep": 1}, 10)
     for number, line in enumerate(lines[:-1]):
         nll = {name: loss * line["tokens_by_source"][name] for name, loss in line["loss_by_source"].items()}
         online = online.add(nll, line["tokens_by_source"]).updated(whole.data.dynamic, line["step"])

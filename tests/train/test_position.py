@@ -16,7 +16,7 @@ from maxlm.data import order
 from maxlm.errors import ConfigError
 from maxlm.train.position import Position
 
-drawn = settings(derandomize=True, deadline=None, max_examples=25)
+drawn = settings(derandomize=True, deadline=None, max_examples=40)
 
 
 def shuffled(value: Any) -> Any:
@@ -72,7 +72,7 @@ def test_the_boundaries_of_interest_are_among_those_that_are_drawn():
     found = set()
 
     @given(walks(limits=True))
-    @drawn
+    @settings(drawn, max_examples=120)
     def look(walk):
         for position in walk.saved:
             begins = position.schedule.beginning(position.step)
