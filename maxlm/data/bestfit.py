@@ -33,7 +33,6 @@ import json
 import os
 import shutil
 import uuid
-from bisect import bisect_left, insort
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -48,6 +47,8 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from maxlm.data.order import BLOCK_TOKENS
+from maxlm.data.packing import Piece
+from maxlm.data.placement import arrange, cut
 from maxlm.data.shards import FileEntry, Shards, file_entry
 from maxlm.errors import ConfigError, DataError, MaxlmError, SaveError
 
@@ -161,6 +162,19 @@ class PackingIndex:
         span = slice(base + low, base + high)
         return self._starts[span] + np.int64(block * self.key.block_tokens), self._lengths[span].astype(np.int64)
 
+    def windows_of(self, first: int, length: int) -> list[tuple[int, int]]:
+        """(block, window) of every window that holds a piece of the document of `length` tokens that begins at `first`.
+
+        They come in the order of its pieces; a document that was dropped has none.
+        """
+        block, start = divmod(first, self.key.block_tokens)
+        at, base, windows = int(self._first_window[block]), int(self._first_piece[block]), int(self.sizes[block])
+        bounds = self._windows[at : at + windows + 1]
+        starts = self._starts[base : base + int(bounds[-1])]
+        found = np.flatnonzero((starts >= start) & (starts < start + length))
+        found = found[np.argsort(starts[found])]
+        return [(block, window) for window in (bounds.searchsorted(found, "right") - 1).tolist()]
+
     def _read_record(self) -> _Record:
         try:
             record = _Record.model_validate_json((self.directory / RECORD).read_bytes())
@@ -241,43 +255,12 @@ def read_window(shards: Shards, index: PackingIndex, block: int, window: int) ->
     return np.concatenate([*parts, _NO_TARGET]), lengths.cumsum()
 
 
-def best_fit_decreasing(slots: Ints, seq_len: int) -> Ints:
-    """Place pieces of 1..seq_len slots into windows: the longest first, each into the fullest window that holds it.
-
-    Returns: the window of each piece, int64 [pieces]. Windows are numbered in the order in which they are opened;
-    pieces of the same length are placed in the order in which they are given.
-
-    Windows with the same room are alike, and so are pieces of one length: if the fullest window that holds one has
-    room for m, it gets m of them, because after each it is still the fullest that does. So runs of windows are filled
-    at once, in steps that number a few per distinct length, not one per piece.
-    """
-    lengths, counts = np.unique(slots, return_counts=True)
-    # Ranges (first window, windows) by room, and the rooms in ascending order; there are enough empty windows.
-    ranges, rooms = {seq_len: [(0, len(slots))]}, [seq_len]
-    placed = []
-    for length, count in zip(lengths[::-1].tolist(), counts[::-1].tolist(), strict=True):
-        while count:
-            fullest = bisect_left(rooms, length)
-            room = rooms[fullest]
-            first, windows = ranges[room].pop()
-            each = min(room // length, count)
-            filled = min(windows, count // each)
-            placed.append((first, filled, each))
-            count -= filled * each
-            if filled < windows:
-                ranges[room].append((first + filled, windows - filled))
-            elif not ranges[room]:
-                del ranges[room], rooms[fullest]
-            if rest := room - each * length:
-                if rest not in ranges:
-                    ranges[rest] = []
-                    insort(rooms, rest)
-                ranges[rest].append((first, filled))
-    firsts, filled, each = np.array(placed, np.int64).reshape(-1, 3).T
-    number = np.arange(filled.sum()) - np.repeat(filled.cumsum() - filled, filled)
-    window = np.empty(len(slots), np.int64)
-    window[np.argsort(-slots, kind="stable")] = np.repeat(np.repeat(firsts, filled) + number, np.repeat(each, filled))
-    return window
+def pieces(index: PackingIndex, block: int, window: int) -> list[Piece]:
+    """What of the source a window's inputs are: whole documents, or one piece of a long one."""
+    starts, lengths = index.pieces(block, window)
+    lengths = np.minimum(lengths, index.key.seq_len)
+    slots = lengths.cumsum() - lengths
+    return [Piece(*piece) for piece in zip(starts.tolist(), lengths.tolist(), slots.tolist(), strict=True)]
 
 
 def _length_dtype(seq_len: int) -> np.dtype:
@@ -372,14 +355,14 @@ def _pack_block(shards: Shards, key: Key, block: int) -> Packed:
     sizes = ends - starts
     overlong = sizes > key.seq_len
     dropped = overlong & (key.overlong == "drop")
-    starts, slots, lengths = _pieces(starts[~dropped], ends[~dropped], key.seq_len)
+    starts, slots, lengths = cut(starts[~dropped], ends[~dropped], key.seq_len)
     starts -= first
     if starts.max(initial=0) >= 2**32:
         raise DataError(
             f"{shards.directory}: a document of {sizes.max()} tokens; best-fit packing needs less than "
             f"{2**32 - key.block_tokens}: cut it when the data is prepared, or pack by concat"
         )
-    order, offsets = _arrange(slots, key.seq_len)
+    order, offsets = arrange(slots, key.seq_len)
     windows = len(offsets) - 1
     arrays = {
         BLOCKS: np.array([windows, len(starts)], "<i8"),
@@ -410,23 +393,3 @@ def _documents(shards: Shards, first: int, stop: int) -> tuple[Ints, Ints]:
         bounds = np.concatenate([bounds, shards.ends(low, min(low + reach, len(shards)))[:1]])
         low += reach
     return bounds[:-1], bounds[1:]
-
-
-def _arrange(slots: Ints, seq_len: int) -> tuple[Ints, Ints]:
-    """Pack pieces: their order by windows, and where in that order each window begins and the last one ends."""
-    window = best_fit_decreasing(slots, seq_len)
-    # numpy guarantees this stream for ever (reference of Philox, "Compatibility Guarantee").
-    random = np.random.Philox(0).random_raw(len(slots))
-    _, first = np.unique(window, return_index=True)
-    order = np.lexsort((random, window, random[first][window]))
-    begins = np.flatnonzero(np.diff(window[order], prepend=-1))
-    return order, np.append(begins, len(order))
-
-
-def _pieces(starts: Ints, ends: Ints, seq_len: int) -> tuple[Ints, Ints, Ints]:
-    """Documents cut into pieces of at most seq_len slots: their starts, their slots, and the tokens that are read."""
-    pieces = -(-(ends - starts) // seq_len)
-    number = np.arange(pieces.sum()) - np.repeat(pieces.cumsum() - pieces, pieces)
-    starts = np.repeat(starts, pieces) + number * seq_len
-    left = np.repeat(ends, pieces) - starts
-    return starts, np.minimum(left, seq_len), np.minimum(left, seq_len + 1)

@@ -7,7 +7,7 @@ of a block may be short (not where S divides B = 2^24), and so is the last one o
 import numpy as np
 
 from maxlm.data import order
-from maxlm.data.packing import Packed, Text
+from maxlm.data.packing import Packed, Piece, Text
 from maxlm.data.shards import Shards
 
 # Tokens in which `packed` looks at documents: counting all of a large source would read all of its indexes.
@@ -23,10 +23,27 @@ def sizes(tokens: int, seq_len: int) -> np.ndarray:
 
 def read_window(shards: Shards, seq_len: int, block: int, window: int) -> Text:
     """A window of a block; its tokens are a view of the mapped file where one shard holds them all."""
+    ((first, length, _),) = pieces(shards, seq_len, block, window)
+    return Text(shards.read(first, first + length + 1), shards.ends(first, first + length) - first)
+
+
+def pieces(shards: Shards, seq_len: int, block: int, window: int) -> list[Piece]:
+    """What of the source a window's inputs are: one span of it."""
     end = min((block + 1) * order.BLOCK_TOKENS, len(shards) - 1)
     first = block * order.BLOCK_TOKENS + window * seq_len
-    length = min(seq_len, end - first)
-    return Text(shards.read(first, first + length + 1), shards.ends(first, first + length) - first)
+    return [Piece(first, min(seq_len, end - first), 0)]
+
+
+def windows_of(shards: Shards, seq_len: int, first: int, length: int) -> list[tuple[int, int]]:
+    """The inverse of `pieces`: (block, window) of every window with any of `length` tokens from `first` on among its
+    inputs, in written order."""
+    stop = min(first + length, len(shards) - 1)  # the last token of a source is a target alone
+    found = []
+    for block in range(first // order.BLOCK_TOKENS, -(-stop // order.BLOCK_TOKENS)):
+        start = block * order.BLOCK_TOKENS
+        low, high = max(first - start, 0), min(stop - start, order.BLOCK_TOKENS)
+        found += [(block, window) for window in range(low // seq_len, -(-high // seq_len))]
+    return found
 
 
 def packed(shards: Shards, seq_len: int) -> Packed:

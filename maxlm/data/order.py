@@ -94,12 +94,12 @@ class SourceOrder:
             block[mask], offset[mask] = blocks[turn], rest[mask] - starts[turn]
         return epoch, block, offset
 
-    def position(self, epoch: int, block: int, window: int) -> int:
-        """The position at which an epoch reads a window of a block."""
-        offset = window
+    def position(self, epoch: int, block: int, window: ArrayLike) -> Ints:
+        """The positions at which an epoch reads windows of a block, int64 of their shape."""
+        offset = np.asarray(window, np.int64)
         if self.shuffled:
             key = derive_key(self.seed, self.source, epoch, _LEVEL_WINDOWS, block)
-            offset = int(unpermute(window, self.sizes[block], key))
+            offset = unpermute(offset, self.sizes[block], key)
         return epoch * self.windows + self._start(epoch, self._turn(epoch, block)) + offset
 
     def next_block(self, position: int, other: "SourceOrder") -> tuple[int, int]:

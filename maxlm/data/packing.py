@@ -21,6 +21,14 @@ class Text(NamedTuple):
     prefixes: Prefixes | None = None  # of its documents, where the source has some
 
 
+class Piece(NamedTuple):
+    """Consecutive tokens of a source among the inputs of a window."""
+
+    first: int  # which token of the source comes first
+    length: int
+    slot: int  # of the window, where the first token lies
+
+
 class Packed(NamedTuple):
     """How well documents fit into windows."""
 

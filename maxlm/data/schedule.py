@@ -184,6 +184,12 @@ class Schedule:
         segment = self.owner(example)
         return segment.first_step + (example - segment.first_example + segment.lead) // segment.batch_size
 
+    def step_at(self, slot: int) -> int:
+        """The step that trains on a slot of the run."""
+        segment = next(segment for segment in reversed(self.segments) if segment.first_tokens <= slot)
+        slots = slot - segment.first_tokens + segment.lead * segment.seq_len
+        return segment.first_step + slots // (segment.batch_size * segment.seq_len)
+
     def steps(self, total_tokens: int) -> int:
         """Steps of a run of `total_tokens` slots; fewer where nothing is left to read."""
         segment = next(s for s in reversed(self.segments) if s.first_tokens < total_tokens or not s.first_tokens)

@@ -266,6 +266,28 @@ class Shards:
             parts.append(ends[low:high].astype(np.int64) + offset)
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
+    def documents(self, start: int, stop: int) -> np.ndarray:
+        """Documents that have any of the tokens start..stop.
+
+        Returns: int64 [documents, 4]: shard, row, first token and exclusive end, as positions, ascending.
+        """
+        first, last = self._shards_of(start, stop)
+        parts = []
+        for shard in range(first, last + 1):
+            offset, ends = self._starts[shard], self._map_ends(shard)
+            low = int(ends.searchsorted(np.uint64(max(start - offset, 0)), "right"))
+            high = min(int(ends.searchsorted(np.uint64(stop - offset))) + 1, len(ends))
+            bounds = ends[max(low - 1, 0) : high].astype(np.int64) + offset
+            bounds = bounds if low else np.append(offset, bounds)
+            rows = np.arange(low, high)
+            parts.append(np.stack([np.full_like(rows, shard), rows, bounds[:-1], bounds[1:]], axis=1))
+        return np.concatenate(parts)
+
+    def span(self, shard: int, row: int) -> tuple[int, int]:
+        """First token and exclusive end of a document, as positions."""
+        offset, ends = self._starts[shard], self._map_ends(shard)
+        return offset + int(ends[row - 1] if row else 0), offset + int(ends[row])
+
     def verify(self, level: Literal["checksums", "sizes"], part: int = 0, parts: int = 1) -> None:
         """Compare the files with the manifest; raises `DataError` naming the first that differs.
 

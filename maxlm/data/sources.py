@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from maxlm.config import DataConfig, SourceConfig
 from maxlm.data import bestfit, concat, order, transforms
-from maxlm.data.packing import Packed, Text
+from maxlm.data.packing import Packed, Piece, Text
 from maxlm.data.shards import Shards
 from maxlm.data.tokenizer import Tokenizer
 from maxlm.errors import ConfigError, DataError
@@ -54,6 +54,18 @@ class Source:
         if index := self.index(seq_len):
             return Text(*bestfit.read_window(self.shards, index, block, window))
         return concat.read_window(self.shards, seq_len, block, window)
+
+    def pieces(self, seq_len: int, block: int, window: int) -> list[Piece]:
+        """Which tokens of the source a window holds, and in which slots."""
+        if index := self.index(seq_len):
+            return bestfit.pieces(index, block, window)
+        return concat.pieces(self.shards, seq_len, block, window)
+
+    def windows_of(self, seq_len: int, first: int, length: int) -> list[tuple[int, int]]:
+        """(block, window) of every window that holds a token of a document, by its first token and its length."""
+        if index := self.index(seq_len):
+            return index.windows_of(first, length)
+        return concat.windows_of(self.shards, seq_len, first, length)
 
     @cached_property
     def fim(self) -> transforms.Fim | None:

@@ -13,7 +13,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from shard_files import write_directory
 
-from maxlm.data import bestfit
+from maxlm.data import bestfit, placement
 from maxlm.data.shards import Shards
 from maxlm.errors import ConfigError, DataError, MaxlmError, SaveError
 
@@ -58,7 +58,7 @@ def plain_best_fit_decreasing(slots, seq_len):
 @settings(derandomize=True, deadline=None, max_examples=300)
 def test_runs_of_windows_are_filled_as_one_piece_after_the_other(case):
     seq_len, slots = case
-    window = bestfit.best_fit_decreasing(np.array(slots, np.int64), seq_len)
+    window = placement.best_fit_decreasing(np.array(slots, np.int64), seq_len)
     plain = plain_best_fit_decreasing(slots, seq_len)
     filled = np.bincount(window, slots, len(plain))
     assert sorted(filled) == sorted(map(sum, plain))
