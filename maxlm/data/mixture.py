@@ -87,6 +87,7 @@ class Shares:
 
     def example_of(self, source: int, number: int) -> int:
         """The inverse of `assign`: the example that is number `number` (from 0) of a source with a weight."""
+        source, number = int(source), int(number)  # the products below pass 2^63
         # The count of the first j examples lies within the number of levels of j w / sum(w).
         turn = sum(self.units) // self.units[source] + 1
         middle, margin = number * sum(self.units) // self.units[source], (_levels(len(self.units)) + 2) * turn

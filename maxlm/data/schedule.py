@@ -314,7 +314,11 @@ class Layout:
                 at, lead = at._replace(step=at.step + 1), 0
         weights = {name: float(stage.weights.get(name, 0)) for name in offsets}
         if self.exhausted == "renormalise":
-            used_up = [name for name, offset in offsets.items() if self._left(name, offset, stage.seq_len) == 0]
+            used_up = [
+                name
+                for name, offset in offsets.items()
+                if windows_left(self.supplies[name], offset, stage.seq_len) == 0
+            ]
             weights |= dict.fromkeys(used_up, 0.0)
         units = quantise(weights) if any(weights.values()) else dict.fromkeys(weights, 0)
         phases = _phases(before, at.example, units)
@@ -325,19 +329,12 @@ class Layout:
         """Examples of the segment (None: no end), of at most `left`, and whether a source is used up then."""
         ends = []
         for number, (name, units) in enumerate(segment.weights.items()):
-            windows = self._left(name, segment.offsets[name], segment.seq_len)
+            windows = windows_left(self.supplies[name], segment.offsets[name], segment.seq_len)
             if units and windows is not None:
                 ends.append(segment.shares.example_of(number, windows - 1) + 1 if windows else 0)
         if ends and min(ends) < (MAX_EXAMPLES - segment.first_example if left is None else left):
             return min(ends), True
         return left, False
-
-    def _left(self, name: str, offset: int, seq_len: int) -> int | None:
-        """Windows of a source that may still be read; None for no limit. The least limit is one window."""
-        supply = self.supplies[name]
-        if supply.max_epochs is None:
-            return None
-        return max(0, max(1, floor(supply.max_epochs * supply.order(seq_len).windows)) - offset)
 
     def _next_blocks(self, offsets: dict[str, int], old: int, new: int) -> tuple[dict[str, int], dict[str, int]]:
         """Offsets in windows of another length, and what is abandoned for it."""
@@ -346,6 +343,13 @@ class Layout:
             for name, offset in offsets.items()
         }
         return {name: place for name, (place, _) in moved.items()}, {name: n for name, (_, n) in moved.items() if n}
+
+
+def windows_left(supply: Supply, offset: int, seq_len: int) -> int | None:
+    """Windows of a source that may still be read after so many; None for no limit."""
+    if supply.max_epochs is None:
+        return None
+    return max(0, max(1, floor(supply.max_epochs * supply.order(seq_len).windows)) - offset)
 
 
 def _phases(before: Segment | None, example: int, units: dict[str, int]) -> tuple[int, ...]:

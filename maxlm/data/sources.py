@@ -3,12 +3,13 @@
 import os
 from collections.abc import Callable, Sequence
 from functools import cached_property, lru_cache, partial
+from pathlib import Path
 from typing import NamedTuple
 
 from maxlm.config import DataConfig, SourceConfig
 from maxlm.data import bestfit, concat, order, transforms
 from maxlm.data.packing import Packed, Piece, Text
-from maxlm.data.shards import Shards
+from maxlm.data.shards import MANIFEST, Shards
 from maxlm.data.tokenizer import Tokenizer
 from maxlm.errors import ConfigError, DataError
 
@@ -93,6 +94,15 @@ class Source:
         return self.pack(self.shards, seq_len) if self.pack else None
 
 
+class Endless:
+    """Stands in for a source whose data are not here: it never ends, since nobody knows its size."""
+
+    max_epochs = None
+
+    def order(self, seq_len: int) -> order.SourceOrder:
+        return order.SourceOrder([2**40], 0, 0, shuffled=False)
+
+
 class Sources(NamedTuple):
     """Opened sources by name, in the order of the configuration."""
 
@@ -116,15 +126,22 @@ class Sources(NamedTuple):
         return [*(source.shards for source in self.train.values()), *self.validation.values()]
 
 
+def open_present(data: DataConfig, seed: int) -> tuple[dict[str, Source | Endless], list[str]]:
+    """The training sources as far as their data are here, others as `Endless`; and the names of those others."""
+    found = {
+        name: _open(data, name, seed) if (Path(source.path) / MANIFEST).is_file() else Endless()
+        for name, source in data.sources.items()
+    }
+    return found, [name for name, source in found.items() if isinstance(source, Endless)]
+
+
 def open_sources(data: DataConfig, vocab_size: int, seed: int) -> Sources:
     """Open every source of the configuration and check that they fit together and fit the model.
 
     Raises `DataError` for a directory that is missing, unreadable or empty, `ConfigError` where tokenizers differ
     or have more ids than the model's vocabulary.
     """
-    pack = partial(bestfit.open_index, overlong=data.overlong, verify=data.verify)
-    pack = pack if data.packing == "bestfit" else None
-    train = {name: Source(name, Shards(source.path), source, seed, pack) for name, source in data.sources.items()}
+    train = {name: _open(data, name, seed) for name in data.sources}
     validation = {name: Shards(source.path) for name, source in data.validation.items()}
     sources = Sources(train, validation)
     first = sources.shards[0]
@@ -144,3 +161,9 @@ def open_sources(data: DataConfig, vocab_size: int, seed: int) -> Sources:
     for source in train.values():
         source.fim  # noqa: B018  what the tokenizer lacks is said before anything begins
     return sources
+
+
+def _open(data: DataConfig, name: str, seed: int) -> Source:
+    config = data.sources[name]
+    pack = partial(bestfit.open_index, overlong=data.overlong, verify=data.verify)
+    return Source(name, Shards(config.path), config, seed, pack if data.packing == "bestfit" else None)

@@ -203,11 +203,10 @@ def _domains(state: TrainState, counted: Counted, targets_B, batch: Batch, accep
 
 def _add(sums: Sums, counted: Counted, targets_B, batch: Batch, accept, plan: Blueprint) -> Sums:
     """Sums of the steps that count. An example belongs to one source, so rows are enough."""
-    nll_B = counted.nll_B
-    source_BN = jax.nn.one_hot(batch["sources"], sums.nll.shape[0], dtype=jnp.float32)
-    nll_N = jnp.where(accept, jnp.where(jnp.isfinite(nll_B), nll_B, 0.0) @ source_BN, 0.0)
+    by_source = partial(doremi.by_source, sources_B=batch["sources"], like_N=sums.nll)
+    nll_N = jnp.where(accept, by_source(jnp.where(jnp.isfinite(counted.nll_B), counted.nll_B, 0.0)), 0.0)
     # Integer sums are exact beyond float32's 2^24.
-    targets_N = jnp.sum(targets_B.astype(jnp.uint32)[:, None] * source_BN.astype(jnp.uint32), axis=0)
+    targets_N = by_source(targets_B.astype(jnp.uint32))
     load = {position: load_LE.astype(jnp.uint32) for position, load_LE in counted.load.items()}
     dropped = jnp.int32(0)
     if load:
@@ -215,8 +214,7 @@ def _add(sums: Sums, counted: Counted, targets_B, batch: Batch, accept, plan: Bl
         dropped = sum(jnp.sum(assigned - jnp.sum(load_LE, 1)).astype(jnp.int32) for load_LE in load.values())
     excess_N = sums.excess
     if excess_N is not None:
-        added_N = doremi.by_source(counted.excess_B, batch["sources"], excess_N)
-        excess_N = jnp.where(accept, excess_N + added_N, excess_N)
+        excess_N = jnp.where(accept, excess_N + by_source(counted.excess_B), excess_N)
     return Sums(
         sums.nll + nll_N,
         sums.targets + jnp.where(accept, targets_N, jnp.uint32(0)),
