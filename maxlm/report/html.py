@@ -15,6 +15,8 @@ import numpy as np
 
 from maxlm.errors import SaveError
 from maxlm.report.charts import axis_knots, build_charts, event_marks, event_text
+from maxlm.report.elements import swatch, table
+from maxlm.report.mixture_page import mixture_section, read_mixture
 from maxlm.report.page import PALETTE, POLICY, SCRIPT, STYLE
 from maxlm.report.progress import compact, duration
 from maxlm.report.runs import Run, config_differences, read_runs
@@ -43,7 +45,7 @@ def write_report(run_dirs: Sequence[str | Path], out: str | Path) -> Path:
         body += [_controls(runs), *_chart_sections(sections)]
     else:
         body.append('<p class="soft">No step has been logged yet.</p>')
-    body += [_validation_table(runs), _event_table(runs), _configs(runs)]
+    body += [_mixtures(runs), _validation_table(runs), _event_table(runs), _configs(runs)]
     # `<` could end the element; JSON reads the escape as the same character.
     text = json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", r"\u003c")
     script = [
@@ -178,15 +180,11 @@ def _summary(runs: list[Run]) -> str:
         return f'<dl class="tiles card">{"".join(tiles)}</dl>'
     head = ["Run", "Status", *[label for label, _, _ in figures[0]]]
     rows = [
-        [f"{_swatch(number)}{escape(run.label)}<small>{escape(_hardware(run))}</small>", _status(run)]
+        [f"{swatch(number)}{escape(run.label)}<small>{escape(_hardware(run))}</small>", _status(run)]
         + [escape(value) for _, value, _ in figures[number]]
         for number, run in enumerate(runs)
     ]
-    return _table(head, rows, numbers=range(2, len(head)))
-
-
-def _swatch(number: int) -> str:
-    return f'<span class="swatch" style="background:{PALETTE[number % len(PALETTE)]}"></span>'
+    return table(head, rows, numbers=range(2, len(head)))
 
 
 def _controls(runs: list[Run]) -> str:
@@ -197,7 +195,7 @@ def _controls(runs: list[Run]) -> str:
         f'<button data-axis="{axis}" aria-pressed="{str(axis == "step").lower()}">{axis}</button>' for axis in axes
     )
     chips = "".join(
-        f'<button class="run" data-run="{number}" aria-pressed="true">{_swatch(number)}{escape(run.label)}</button>'
+        f'<button class="run" data-run="{number}" aria-pressed="true">{swatch(number)}{escape(run.label)}</button>'
         for number, run in enumerate(runs)
     )
     switches = (("logX", "log x", ""), ("logY", "log loss", ""), ("events", "events", " checked"))
@@ -225,6 +223,15 @@ def _chart_sections(sections: list[tuple[str, list[dict]]]) -> Iterable[str]:
         yield f'<h2>{title}</h2><section class="charts">{"".join(figures)}</section>'
 
 
+def _mixtures(runs: list[Run]) -> str:
+    found = [(run, mixture) for run in runs if (mixture := read_mixture(run.path))]
+    parts = [
+        mixture_section(mixture, f": {run.label}" if len(runs) > 1 else "", [*run.sources, *run.eval_sources])
+        for run, mixture in found
+    ]
+    return f"<h2>Mixture</h2>{''.join(parts)}" if parts else ""
+
+
 def _validation_table(runs: list[Run]) -> str:
     rows = []
     for number, run in enumerate(runs):
@@ -233,14 +240,14 @@ def _validation_table(runs: list[Run]) -> str:
             if not lines:
                 continue
             best, last = min(lines, key=lambda line: line["loss"]), lines[-1]
-            cells = [f"{_swatch(number)}{escape(run.label)}"] if len(runs) > 1 else []
+            cells = [f"{swatch(number)}{escape(run.label)}"] if len(runs) > 1 else []
             cells += [escape(source), f"{best['loss']:.4f}", f"{best['step']:,}", f"{last['loss']:.4f}"]
             bits = last.get("bits_per_byte")
             cells += [f"{math.exp(last['loss']):,.2f}" if last["loss"] < 700 else "–"]
             rows.append([*cells, f"{bits:.4f}" if bits is not None else "–", f"{last['step']:,}"])
     head = ["Run"] if len(runs) > 1 else []
     head += ["Source", "Best loss", "at step", "Last loss", "Perplexity", "Bits per byte", "at step"]
-    return f"<h2>Validation</h2>{_table(head, rows, range(len(head) - 6, len(head)))}" if rows else ""
+    return f"<h2>Validation</h2>{table(head, rows, range(len(head) - 6, len(head)))}" if rows else ""
 
 
 def _event_table(runs: list[Run]) -> str:
@@ -255,33 +262,21 @@ def _event_table(runs: list[Run]) -> str:
                 continue
             rows += [(event.get("time", ""), number, kind, event["step"], event_text(event)) for event in events]
     cells = [
-        ([f"{_swatch(number)}{escape(runs[number].label)}"] if len(runs) > 1 else [])
+        ([f"{swatch(number)}{escape(runs[number].label)}"] if len(runs) > 1 else [])
         + [escape(_clock(time)), escape(kind), f"{step:,}", escape(text)]
         for time, number, kind, step, text in sorted(rows, key=lambda row: (row[0], row[3]))
     ]
     head = (["Run"] if len(runs) > 1 else []) + ["Time (UTC)", "Event", "Step", "Details"]
-    return f"<h2>Events</h2>{_table(head, cells, [len(head) - 2])}" if rows else ""
+    return f"<h2>Events</h2>{table(head, cells, [len(head) - 2])}" if rows else ""
 
 
 def _configs(runs: list[Run]) -> str:
     parts = ["<h2>Configuration</h2>"]
     if len(runs) > 1:
         rows = [[escape(key), *map(escape, values)] for key, values in config_differences(runs)]
-        head = ["Key", *[f"{_swatch(number)}{escape(run.label)}" for number, run in enumerate(runs)]]
-        parts.append(_table(head, rows) if rows else '<p class="soft">The configurations are the same.</p>')
+        head = ["Key", *[f"{swatch(number)}{escape(run.label)}" for number, run in enumerate(runs)]]
+        parts.append(table(head, rows) if rows else '<p class="soft">The configurations are the same.</p>')
     for run in runs:
         text = escape(run.config_text) or "This run has no config.yaml."
         parts.append(f'<details class="card"><summary>{escape(run.label)}</summary><pre>{text}</pre></details>')
     return "".join(parts)
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]], numbers: Iterable[int] = ()) -> str:
-    """A table of cells that are HTML already; the columns in `numbers` are aligned to the right."""
-    look = {column: ' class="number"' for column in numbers}
-    look.setdefault(len(head) - 1, ' class="wide"')
-    top = "".join(f"<th{look.get(column, '')}>{cell}</th>" for column, cell in enumerate(head))
-    body = "".join(
-        f"<tr>{''.join(f'<td{look.get(column, str())}>{cell}</td>' for column, cell in enumerate(row))}</tr>"
-        for row in rows
-    )
-    return f'<div class="table card"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'

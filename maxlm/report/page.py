@@ -59,6 +59,12 @@ figcaption span { font-weight: 400; font-size: 12px; color: var(--soft); margin-
 details { padding: 10px 16px; margin: 12px 0; }
 summary { cursor: pointer; font-weight: 600; }
 pre { overflow: auto; font: 12px/1.5 ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace; }
+.mixture { padding: 14px 16px 10px; }
+.mixture figcaption { padding: 0 0 8px; }
+.mixture svg { display: block; width: 100%; }
+.mixture text { font-size: 11px; fill: var(--soft); }
+.mixture path { stroke: var(--ink); stroke-width: 1; } .mixture .now path { stroke-dasharray: 3 3; }
+.legend { display: flex; flex-wrap: wrap; gap: 2px 22px; padding-top: 8px; font-size: 12px; color: var(--soft); }
 @media (max-width: 760px) { .charts { grid-template-columns: minmax(0, 1fr); } main { padding: 20px 14px; }
   .bar { margin: 20px -14px 0; padding: 10px 14px; } .bar .hint { display: none; } }
 @media print { .bar { display: none; } figure, .tiles { break-inside: avoid; } }
