@@ -241,13 +241,13 @@ def examples() -> Table:
     )
     for model, tokens, hardware, seq_len, weeks in EXAMPLES:
         config = run_config(model, seq_len, hardware.num_devices * 2 * seq_len, {}, "dots", tokens)
-        found = predict(config, hardware)
+        days = predict(config, hardware).step_seconds * tokens / config.train.batch_tokens / 86400
         useful = flops_per_token(config.model, seq_len) * tokens
         least = useful / (hardware.num_devices * hardware.chip.flops["bfloat16"]) / (7 * 86400)
         said = [float(number) for number in weeks.split(" to ")]
         needed = " to ".join(f"{least / number:.0%}" for number in reversed(said))
         size = f"{parameter_count(config.model) / 1e9:.1f}B"
-        out.add_row(size, f"{tokens / 1e9:.0f}B", hardware.name, weeks, f"{found.days / 7:.1f}", f"{least:.1f}", needed)
+        out.add_row(size, f"{tokens / 1e9:.0f}B", hardware.name, weeks, f"{days / 7:.1f}", f"{least:.1f}", needed)
     return out
 
 

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from rich.console import Console
 
 from maxlm.config import SAVEABLE, Config
 from maxlm.errors import ConfigError
@@ -16,6 +15,7 @@ from maxlm.plan.request import request
 from maxlm.plan.search import Candidate, lines_to_paste, search
 from maxlm.plan.tables import search_table, tables
 from maxlm.report.progress import track
+from maxlm.report.terminal import console
 
 SEARCHED = (
     *(f"mesh.{axis}" for axis in ("pipeline", "data", "fsdp", "context", "expert", "tensor")),
@@ -70,11 +70,6 @@ def show(plan: Plan, as_json: dict[str, Any] | None) -> None:
         console().print(tables(plan))
     else:
         print(json.dumps(as_json))
-
-
-def console() -> Console:
-    # In a file or a pipe there is no width to keep to.
-    return Console() if Console().is_terminal else Console(width=140)
 
 
 def parse_within(texts: list[str]) -> dict[str, list]:

@@ -4,9 +4,7 @@ from collections.abc import Iterator
 
 from maxlm.config import Config
 from maxlm.parallel.hardware import System
-from maxlm.plan.memory import estimate
-from maxlm.plan.roofline import layout_for
-from maxlm.plan.space import candidates
+from maxlm.plan.space import candidates, needed_bytes
 
 # The compiler may need a little more than the estimate.
 MARGIN = 0.95
@@ -36,4 +34,4 @@ def _attempts(config: Config) -> Iterator[tuple[str, dict]]:
 
 
 def _fits(config: Config, system: System) -> bool:
-    return sum(estimate(layout_for(config, system)).values()) <= MARGIN * system.chip.hbm_bytes
+    return needed_bytes(config, system) <= MARGIN * system.chip.hbm_bytes

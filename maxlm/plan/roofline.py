@@ -45,12 +45,10 @@ class Prediction:
     mfu: float
     mfu_formula: str
     tokens_per_second_per_chip: float
-    days: float  # for the run's token budget
-    cost: float | None  # in the currency of hardware.price_per_chip_hour; None without it
 
 
 def predict(config: Config, system: System, work: Work | None = None, efficiency: float | None = None) -> Prediction:
-    """The time of a step on `mesh.slices` such TPU slices, or on these GPUs.
+    """The time of a step of data.seq_len and train.batch_tokens on `mesh.slices` such TPU slices, or on these GPUs.
 
     Args:
         work: what a compiled program does (`compiled_work`), in place of the estimate.
@@ -65,8 +63,6 @@ def predict(config: Config, system: System, work: Work | None = None, efficiency
     devices = plan.mesh.size
     chips = devices // system.chip.devices_per_chip
     useful = _flops_per_token(config.model, config.data.seq_len) * config.train.batch_tokens
-    seconds = step * config.total_tokens / config.train.batch_tokens
-    price = config.hardware.price_per_chip_hour
     return Prediction(
         step_seconds=step,
         parts=parts,
@@ -74,8 +70,6 @@ def predict(config: Config, system: System, work: Work | None = None, efficiency
         mfu=useful / step / (_peak(plan, system.chip) * devices),
         mfu_formula=MFU_FORMULA.format(dtype=_compute_type(plan)),
         tokens_per_second_per_chip=config.train.batch_tokens / step / chips,
-        days=seconds / 86400,
-        cost=None if price is None else seconds / 3600 * chips * price,
     )
 
 

@@ -8,17 +8,17 @@ scored by the same roofline with what the programs really compute and send.
 import os
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from typing import Any
 
 from maxlm.config import Config
 from maxlm.errors import DoesNotFitError
 from maxlm.parallel.hardware import System
-from maxlm.plan import memory
 from maxlm.plan.measured import Measured, TooLarge, measure
-from maxlm.plan.roofline import Prediction, layout_for, predict
-from maxlm.plan.space import Within, candidates
+from maxlm.plan.roofline import Prediction, predict
+from maxlm.plan.space import Within, candidates, needed_bytes
+from maxlm.plan.stages import Shape, laid_out, main_shape
 
 GIB = 2**30
 # The estimate errs; what it puts a little above the memory may fit.
@@ -32,7 +32,8 @@ class Candidate:
     """A layout with its estimates, and what compiling it has shown."""
 
     config: Config
-    memory_gib: float
+    shape: Shape  # of the steps that are predicted, compiled and scored: those with most of the run's slots
+    memory_gib: float  # of the steps that need the most
     predicted: Prediction
     measured: Measured | TooLarge | None = None
     scored: Prediction | None = None  # with the compiled program's work
@@ -81,11 +82,13 @@ def estimated(
 ) -> tuple[list[Candidate], int]:
     """Candidates whose estimate is within `margin` times the memory, the fastest first, and how many are legal."""
     found, legal = [], 0
+    shape = main_shape(laid_out(config).steps_by_shape)
     for variant in candidates(config, system, within):
         legal += 1
-        needed = sum(memory.estimate(layout_for(variant, system)).values())
+        needed = needed_bytes(variant, system)
         if needed <= margin * system.chip.hbm_bytes:
-            found.append(Candidate(variant, needed / GIB, predict(variant, system)))
+            predicted = predict(variant.with_shape(*shape), system)
+            found.append(Candidate(variant, shape, needed / GIB, predicted))
     # Of equal times the one that needs less memory.
     return sorted(found, key=lambda candidate: (candidate.predicted.step_seconds, candidate.memory_gib)), legal
 
@@ -114,7 +117,10 @@ def search(config: Config, system: System, within: Within | None = None, compile
 def compile_all(chosen: list[Candidate], system: System) -> Iterator[Candidate]:
     """The candidates with what compiling showed, as they become ready."""
     with ProcessPoolExecutor(workers(), mp_context=get_context("spawn")) as pool:
-        waiting = {pool.submit(measure, candidate.config, system): candidate for candidate in chosen}
+        waiting = {
+            pool.submit(measure, candidate.config.with_shape(*candidate.shape), system): candidate
+            for candidate in chosen
+        }
         for done in as_completed(waiting):
             yield scored(waiting[done], done.result(), system)
 
@@ -124,8 +130,8 @@ def scored(candidate: Candidate, measured: Measured | TooLarge, system: System) 
     score = None
     if isinstance(measured, Measured) and measured.peak_gib * GIB <= system.chip.hbm_bytes:
         # Without work that can be read the estimate remains.
-        score = predict(candidate.config, system, measured.work)
-    return Candidate(candidate.config, candidate.memory_gib, candidate.predicted, measured, score)
+        score = predict(candidate.config.with_shape(*candidate.shape), system, measured.work)
+    return replace(candidate, measured=measured, scored=score)
 
 
 def workers() -> int:

@@ -13,8 +13,9 @@ from typing import Any
 from maxlm.config import Config, MeshConfig, PipelineConfig
 from maxlm.errors import ConfigError
 from maxlm.parallel.hardware import System
-from maxlm.parallel.mesh import check_batch, check_layers
+from maxlm.parallel.mesh import check_layers, check_shapes
 from maxlm.parallel.sharding import check_divisible
+from maxlm.plan import memory
 from maxlm.plan.communication import Layout
 from maxlm.plan.roofline import layout_for
 
@@ -50,7 +51,7 @@ def _meshes(config: Config, system: System, within: Within) -> Iterator[MeshConf
     widest = min(MAX_TENSOR, model.num_heads, devices if system.chip.torus_dims else system.chip.node)
     options = {
         "pipeline": _divisors(model.num_blocks, MAX_PIPELINE),
-        "context": _powers(MAX_CONTEXT) if config.data.seq_len >= LONG else [1],
+        "context": _powers(MAX_CONTEXT) if max(length for _, length in config.shapes) >= LONG else [1],
         "expert": _divisors(moe.num_experts, moe.num_experts) if moe else [1],
         "tensor": _powers(widest),
         "data": _powers(devices),
@@ -87,7 +88,9 @@ def _accumulations(config: Config, within: Within) -> Iterator[int]:
     """Powers of two up to one sequence per device and microbatch; a pipeline has microbatches of its own."""
     axes, schedule = config.mesh.axes, config.pipeline
     shards = math.prod(axes[name] for name in ("pipeline", "data", "fsdp", "expert"))
-    rows, left = divmod(config.batch_size, shards * schedule.microbatches)
+    rows, left = divmod(
+        math.gcd(config.batch_size, *(size for size, _ in config.shapes)), shards * schedule.microbatches
+    )
     if left or not rows:
         return
     counts = _powers(rows) if axes["pipeline"] == 1 else [1]
@@ -107,13 +110,19 @@ def _divides(config: Config, system: System) -> bool:
 
 
 def check_layout(config: Config, system: System) -> Layout:
-    """The configuration laid out on the hardware; raises `ConfigError` where a size does not divide."""
+    """The configuration laid out on the hardware; raises `ConfigError` where a size of any stage does not divide."""
     found = layout_for(config, system)
-    check_batch(config, found.mesh)
+    check_shapes(config, found.mesh)
     check_layers(config, found.mesh)
     for _, leaf, names in found.leaves:
         check_divisible(names, leaf.shape, found.mesh)
     return found
+
+
+def needed_bytes(config: Config, system: System) -> float:
+    """Estimated memory of a device at the fullest moment of any stage's step."""
+    layouts = (layout_for(config.with_shape(*shape), system) for shape in config.shapes)
+    return max(sum(memory.estimate(layout).values()) for layout in layouts)
 
 
 def _divisors(number: int, largest: int) -> list[int]:

@@ -26,6 +26,6 @@ def test_a_run_fits_its_hardware(path: Path) -> None:
     config, system = request(path, [])
     assert path.stem.endswith(f"-{system.name}") and config.name == path.stem
     plan = make_plan(config, system)
-    assert plan.fits and plan.predicted.mfu > 0.05
+    assert plan.fits and plan.main.predicted.mfu > 0.05
     if config.model.num_layers == 126:
         assert plan.mesh["pipeline"] > 1
