@@ -3,6 +3,8 @@
 import jax
 import numpy as np
 import pytest
+import yaml
+from test_processes import finish, start
 
 from maxlm.config import Config, load
 from maxlm.errors import ConfigError, DataError
@@ -113,3 +115,20 @@ def test_the_smoothing_may_change_and_is_an_event(reference, make_proxy):
     np.testing.assert_allclose(state.domains.weights, 0.5)
     (event,) = [event for event in read_lines(config.run_dir / "events.jsonl") if event["kind"] == "config_changed"]
     assert event["changes"]["data.dynamic.smoothing"] == [1e-3, 1.0]
+
+
+@pytest.mark.slow
+def test_two_processes_find_the_weights_of_one(reference, make_proxy, tmp_path):
+    alone, two = make_proxy(6, name="alone"), make_proxy(6, name="two")
+    train(alone)
+    for length in (3, 6):  # the second time from the checkpoint
+        codes, printed = finish(start(make_proxy(length, name="two"), tmp_path, 2), two, tmp_path)
+        assert codes == [0, 0], printed
+    for left, right in zip(lines(two), lines(alone), strict=True):
+        for key in ("mixture_weights", "mixture_weights_mean", "excess_by_source"):
+            assert left[key] == pytest.approx(right[key], rel=1e-5)
+    assert load_weights(two) == pytest.approx(load_weights(alone), rel=1e-5)
+
+
+def load_weights(config: Config) -> dict[str, float]:
+    return yaml.safe_load((config.run_dir / "mixture.yaml").read_text())["data"]["mixture"][0]["weights"]
