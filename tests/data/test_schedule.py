@@ -147,6 +147,8 @@ def test_the_schedule_of_a_run_says_what_walking_it_finds(layout):
         assert {schedule.step_of(example) for example in own} == {step}
         assert {schedule.owner(example).shape for example in own} == {span.shape}
         assert schedule.point(step) == (step, span.first_tokens, span.first_example)
+        slots = span.first_tokens, span.first_tokens + span.tokens - 1
+        assert {schedule.step_at(slot) for slot in slots} == {step}
     after = list(accumulate(span.tokens for span in walk.spans))
     for total in {tokens + more for tokens in after for more in (-1, 0, 1)} - {0, after[-1] + 1}:
         assert schedule.steps(total) == bisect_left(after, total) + 1
@@ -347,6 +349,7 @@ def test_sources_that_are_left_keep_their_ratio(layout):
     read = Counter()
     for segment, sources, _ in segments_of(walk):
         over = {name for name, source in layout.supplies.items() if read[name] == source.limit(3)}
+        assert segment.kind != "exhausted" or walk.sources[segment.first_example - 1] in over
         weights = layout.stages[segment.stage].weights
         left = {name: Fraction(weight) for name, weight in weights.items() if weight and name not in over}
         assert {name for name, units in segment.weights.items() if units} == set(left)
