@@ -102,7 +102,9 @@ def test_tables_show_every_shape_and_the_mixture() -> None:
 
 def test_a_shape_that_does_not_divide_is_refused() -> None:
     stages = [*STAGES, {"tokens": 2**20, "weights": {"web": 1}, "seq_len": 8192, "batch_tokens": 8192 * 12}]
-    with pytest.raises(ConfigError, match="the stage of 12 x 8192 tokens a step: .* not divisible by mesh.fsdp = 8"):
+    with pytest.raises(
+        ConfigError, match=r"data\.mixture\[3\]\.batch_tokens: .* 12 examples of 8192, not divisible by mesh.fsdp = 8"
+    ):
         make_plan(config_of(stages), V5P)
 
 
