@@ -8,6 +8,7 @@ Dictionaries merge key by key, lists are replaced whole. Loading reads YAML file
 
 # ruff: noqa: F401
 from maxlm.config.data import (
+    CacheConfig,
     DataConfig,
     DoremiConfig,
     FimConfig,

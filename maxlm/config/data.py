@@ -8,6 +8,7 @@ from maxlm.config.section import Count, Decay, Fraction, Integer, Name, Real, Se
 
 # A window lies in one block of the data order (maxlm/data/order.py), which has 2^24 tokens.
 SeqLen = Annotated[Integer, Field(gt=0, le=2**24)]
+SHARDS = "Directory of prepared shards, as maxlm-prep wrote it, or its URL in an object store: gs://, s3://, hf://, https://."
 
 
 class FimConfig(Section):
@@ -33,8 +34,34 @@ class PrefixConfig(Section):
     rate: Fraction = Field(1.0, description="Share of the documents that have a bidirectional prefix.")
 
 
+class CacheConfig(Section):
+    directory: str = Field(
+        "~/.cache/maxlm/shards",
+        description="Folder on a local disk for parts of sources in object stores; the processes of a host share it.",
+    )
+    gib: Annotated[Real, Field(gt=0)] = Field(
+        32.0, description="Most that the folder holds, in GiB; what was not used for the longest time is deleted."
+    )
+    # Of 8 MiB a store needs some 100 ms, of which its latency is less than half; twice a block of the data's order
+    # (order.BLOCK_TOKENS, 32 MiB of uint16) reads one too many.
+    chunk_mib: Count = Field(8, description="Size in MiB of the parts that token files are read in.")
+    read_ahead: Annotated[Integer, Field(ge=0)] = Field(16, description="Steps whose data is fetched ahead of need.")
+    threads: Count = Field(8, description="Threads that fetch, in each process.")
+    attempts: Count = Field(6, description="Most times that a request is sent, with growing pauses, before it fails.")
+    timeout_seconds: Annotated[Real, Field(gt=0)] = Field(60.0, description="Longest time of one request, in seconds.")
+
+    @model_validator(mode="after")
+    def _check(self) -> "CacheConfig":
+        if self.gib * 1024 < 4 * self.chunk_mib:
+            raise ValueError(
+                f"{self.gib} GiB hold fewer than 4 chunks of {self.chunk_mib} MiB; set gib to at least "
+                f"{self.chunk_mib / 256:g}"
+            )
+        return self
+
+
 class SourceConfig(Section):
-    path: str = Field(description="Directory of prepared shards, as maxlm-prep wrote it.")
+    path: str = Field(description=SHARDS)
     max_epochs: Real | None = Field(
         None, gt=0, description="Most times that the source is read; null for no limit. data.exhausted says what then."
     )
@@ -59,7 +86,7 @@ class SourceConfig(Section):
 
 
 class HeldOutConfig(Section):
-    path: str = Field(description="Directory of prepared shards, as maxlm-prep wrote it.")
+    path: str = Field(description=SHARDS)
 
 
 class StageConfig(Section):
@@ -133,6 +160,7 @@ class DataConfig(Section):
         "checksums",
         description="What is checked before training: every byte against its checksum, or file sizes alone.",
     )
+    cache: CacheConfig = Field(CacheConfig(), description="Where and how sources in object stores are read.")
     workers: Annotated[Integer, Field(ge=0)] = Field(0, description="Grain worker processes; 0 reads in threads.")
     prefetch: Count = Field(4, description="Batches that are read ahead.")
 

@@ -21,7 +21,7 @@ Place = tuple[int, int]  # shard and row
 
 def find(shards: Shards, document_id: str) -> list[Place]:
     """Where documents with an id are: one place, or none."""
-    path = shards.directory / HASHES
+    path = shards.local_file(HASHES)
     try:
         table = np.memmap(path, HASH_DTYPE, "r", shape=(shards.manifest.documents,))
     except (OSError, ValueError) as error:
@@ -55,7 +55,7 @@ def some_ids(shards: Shards, count: int) -> list[str]:
 
 def _read(shards: Shards, shard: int, rows: list[int], columns: list[str] | None) -> list[dict[str, Any]]:
     """Rows of one file, ascending."""
-    path = shards.directory / documents_name(shard)
+    path = shards.local_file(documents_name(shard))
     try:
         with pq.ParquetFile(path, memory_map=True) as file:
             groups = range(file.metadata.num_row_groups)

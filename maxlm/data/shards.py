@@ -47,7 +47,10 @@ from typing import Annotated, Any, Literal, overload
 import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializer, ValidationError
 
+from maxlm.config import CacheConfig
 from maxlm.data.maps import MAPS, map_file
+from maxlm.data.storage import File, LocalFolder, Range, RemoteFolder, altered, open_folder, sha256_of
+from maxlm.data.store import Missing
 from maxlm.errors import DataError
 
 FORMAT, VERSION = "maxlm-shards", 1
@@ -55,7 +58,7 @@ MANIFEST = "manifest.json"
 HASHES = "documents.hash"
 HASH_DTYPE = np.dtype([("hash", "<u8"), ("shard", "<u4"), ("row", "<u4")])
 
-_TOKENS, _ENDS = 0, 1
+_ENDS = -1  # in place of a piece's number: the shard's index, which is one piece
 _ENDS_DTYPE = np.dtype("<u8")
 _KEYS = count()  # of opened shards, so that data prepared anew in the same place is mapped anew
 
@@ -82,6 +85,7 @@ class _Record(BaseModel):
 
 
 _Size = Annotated[int, Field(ge=0, lt=2**63)]
+_Name = Annotated[str, Field(pattern=r"^[^./\\][^/\\]*$")]  # names no file of another folder
 
 
 class FileEntry(_Record):
@@ -94,7 +98,7 @@ class TokenizerEntry(_Record):
     vocab_size: int
     bos_id: int | None
     eos_id: int
-    files: dict[str, FileEntry]
+    files: dict[_Name, FileEntry]
 
     @property
     def hash(self) -> str:
@@ -106,7 +110,7 @@ class ShardEntry(_Record):
     tokens: _Size
     documents: _Size
     bytes: _Size
-    files: dict[str, FileEntry]
+    files: dict[_Name, FileEntry]
 
 
 _Row = tuple[tuple[int, int, int], list[tuple[bytes, int, bytes]]]
@@ -142,9 +146,13 @@ class ShardTable(Sequence[ShardEntry]):
             return [self[number] for number in range(*index.indices(len(self)))]
         number = range(len(self))[index]
         tokens, documents, size = self.counts[number].tolist()
-        rows = self._files[self._bounds[number] : self._bounds[number + 1]].tolist()
-        files = {name.decode(): FileEntry(size=size, sha256=sha256.hex()) for name, size, sha256 in rows}
+        files = {file.name: FileEntry(size=file.size, sha256=file.sha256) for file in self.files(number)}
         return ShardEntry(tokens=tokens, documents=documents, bytes=size, files=files)
+
+    def files(self, number: int) -> list[File]:
+        """The files of one shard."""
+        rows = self._files[self._bounds[number] : self._bounds[number + 1]].tolist()
+        return [File(name.decode(), size, sha256.hex()) for name, size, sha256 in rows]
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, ShardTable) and all(
@@ -193,23 +201,29 @@ def _digest(value: Mapping) -> str:
 
 def file_entry(path: Path) -> FileEntry:
     """Size and SHA-256 of a file."""
-    with open(path, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return FileEntry(size=path.stat().st_size, sha256=digest)
+    return FileEntry(size=path.stat().st_size, sha256=sha256_of(path))
 
 
 def read_manifest(directory: str | Path) -> Manifest:
     """The manifest of a shard directory; raises `DataError` when there is none or it cannot be read."""
-    path = Path(directory) / MANIFEST
-    if not path.is_file():
-        state = "no such directory" if not path.parent.is_dir() else "the directory has no manifest.json"
-        raise DataError(f"{directory}: {state}; expected shards written by maxlm-prep (an unfinished run has none yet)")
+    return _read_manifest(open_folder(directory, CacheConfig()))
+
+
+def _read_manifest(folder: LocalFolder | RemoteFolder) -> Manifest:
     try:
-        return Manifest.model_validate_json(path.read_bytes())
+        return Manifest.model_validate_json(folder.read(MANIFEST))
+    except Missing:
+        found = folder.remote or folder.location.is_dir()
+        state = "the directory has no manifest.json" if found else "no such directory"
+        raise DataError(
+            f"{folder.location}: {state}; expected shards written by maxlm-prep (an unfinished run has none yet)"
+        ) from None
     except ValidationError as error:
         problem = error.errors()[0]
         key = ".".join(map(str, problem["loc"]))
-        raise DataError(f"{path}: not a manifest of version {VERSION}: {key}: {problem['msg']}") from None
+        raise DataError(
+            f"{folder.where(MANIFEST)}: not a manifest of version {VERSION}: {key}: {problem['msg']}"
+        ) from None
 
 
 class Shards:
@@ -217,19 +231,27 @@ class Shards:
 
     Positions count tokens over all shards in order, from 0 to `manifest.tokens`. A pickled copy has the manifest with
     it and reads nothing when it is unpickled.
+
+    Args:
+        directory: a path, or the URL of a folder in an object store (see `storage`).
+        cache: how a store is read; None for the defaults.
+
+    `directory` is the path, or for messages the URL without what it keeps secret; `remote` says which.
     """
 
-    def __init__(self, directory: str | Path):
-        self.directory = Path(directory)
+    def __init__(self, directory: str | Path, cache: CacheConfig | None = None):
+        self._folder = open_folder(directory, cache or CacheConfig())
+        self.directory, self.remote = self._folder.location, self._folder.remote
         # Of 200 sources prepared together, each describes the preparation of all.
-        self.manifest = read_manifest(directory).model_copy(update={"pipeline": {}})
+        self.manifest = _read_manifest(self._folder).model_copy(update={"pipeline": {}})
         self._starts = array("q", accumulate(self.manifest.shards.counts[:, 0].tolist(), initial=0))
+        self._piece = self._folder.chunk // self.dtype.itemsize  # tokens that are mapped together
         self._key = next(_KEYS)
         if not self.manifest.tokens:
             raise DataError(f"{self.directory}: holds no tokens; expected at least one document")
         if (found := self._starts[-1]) != self.manifest.tokens:
             raise DataError(
-                f"{self.directory / MANIFEST}: its shards hold {found} tokens, it says {self.manifest.tokens}"
+                f"{self._folder.where(MANIFEST)}: its shards hold {found} tokens, it says {self.manifest.tokens}"
             )
 
     def __setstate__(self, state):
@@ -243,25 +265,20 @@ class Shards:
         return self.manifest.tokens
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        """Tokens start..stop, across shard files; a view of the mapped file where one shard holds them all."""
-        first, last = self._shards_of(start, stop)
-        if first == last:
-            offset = self._starts[first]
-            return self._map_tokens(first)[start - offset : stop - offset]
-        return np.concatenate(
-            [
-                self._map_tokens(shard)[max(start - self._starts[shard], 0) : stop - self._starts[shard]]
-                for shard in range(first, last + 1)
-            ]
-        )
+        """Tokens start..stop, across shard files; a view of a mapped file where one holds them all."""
+        pieces = self._locate(start, stop)
+        if len(pieces) == 1:
+            shard, piece, first, last = pieces[0]
+            return self._array(shard, piece)[first:last]
+        return np.concatenate([self._array(shard, piece)[first:last] for shard, piece, first, last in pieces])
 
     def ends(self, start: int, stop: int) -> np.ndarray:
         """Exclusive ends of documents, as positions, that lie in start < end <= stop; int64, ascending."""
-        first, last = self._shards_of(start, stop)
+        self._check(start, stop)
         parts = []
-        for shard in range(first, last + 1):
+        for shard in range(bisect_right(self._starts, start) - 1, bisect_right(self._starts, stop - 1)):
             offset = self._starts[shard]
-            ends = self._map_ends(shard)
+            ends = self._array(shard, _ENDS)
             low, high = ends.searchsorted(np.array([max(start - offset, 0), stop - offset], np.uint64), "right")
             parts.append(ends[low:high].astype(np.int64) + offset)
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
@@ -271,10 +288,10 @@ class Shards:
 
         Returns: int64 [documents, 4]: shard, row, first token and exclusive end, as positions, ascending.
         """
-        first, last = self._shards_of(start, stop)
+        self._check(start, stop)
         parts = []
-        for shard in range(first, last + 1):
-            offset, ends = self._starts[shard], self._map_ends(shard)
+        for shard in range(bisect_right(self._starts, start) - 1, bisect_right(self._starts, stop - 1)):
+            offset, ends = self._starts[shard], self._array(shard, _ENDS)
             low = int(ends.searchsorted(np.uint64(max(start - offset, 0)), "right"))
             high = min(int(ends.searchsorted(np.uint64(stop - offset))) + 1, len(ends))
             bounds = ends[max(low - 1, 0) : high].astype(np.int64) + offset
@@ -285,8 +302,44 @@ class Shards:
 
     def span(self, shard: int, row: int) -> tuple[int, int]:
         """First token and exclusive end of a document, as positions."""
-        offset, ends = self._starts[shard], self._map_ends(shard)
+        offset, ends = self._starts[shard], self._array(shard, _ENDS)
         return offset + int(ends[row - 1] if row else 0), offset + int(ends[row])
+
+    def pieces(self, start: int, stop: int) -> list[tuple[int, int]]:
+        """What `read` and `ends` of these tokens need: shards and pieces of them, as `range_of` takes them."""
+        return [(shard, number) for shard, piece, *_ in self._locate(start, stop) for number in (piece, _ENDS)]
+
+    def range_of(self, shard: int, piece: int) -> Range:
+        """The bytes of a piece: a shard's whole index, or as many of its tokens as are mapped together."""
+        name = index_name(shard) if piece == _ENDS else tokens_name(shard)
+        file = next((file for file in self.manifest.shards.files(shard) if file.name == name), None)
+        if file is None:
+            raise DataError(f"{self._folder.where(MANIFEST)}: does not list {name}; prepare the data again")
+        if piece == _ENDS:
+            return Range(self._folder, file, 0, file.size)
+        size = int(self.manifest.shards.counts[shard, 0]) * self.dtype.itemsize
+        start = piece * self._folder.chunk
+        return Range(self._folder, file, start, min(start + self._folder.chunk, size))
+
+    def local_tokenizer(self) -> Path:
+        """A local folder with the tokenizer's files, for `Tokenizer`."""
+        entry = self.manifest.tokenizer
+        files = [File(f"tokenizer/{name}", file.size, file.sha256) for name, file in entry.files.items()]
+        return self._folder.local_copies("tokenizer", files, entry.hash)
+
+    def local_file(self, name: str) -> Path:
+        """A local copy of one of the files about documents, whole: `documents_name(shard)` or `HASHES`."""
+        if not self.remote:
+            return self.directory / name
+        if name == HASHES:
+            entry = self.manifest.document_hashes
+            file = File(name, entry.size, entry.sha256)
+        else:
+            listed = (
+                file for number in range(len(self.manifest.shards)) for file in self.manifest.shards.files(number)
+            )
+            file = next(file for file in listed if file.name == name)
+        return self._folder.local_copies("records", [file], file.sha256) / name
 
     def verify(self, level: Literal["checksums", "sizes"], part: int = 0, parts: int = 1) -> None:
         """Compare the files with the manifest; raises `DataError` naming the first that differs.
@@ -294,37 +347,50 @@ class Shards:
         `checksums` reads the files part, part + parts, ... of the list, so that processes can share the work;
         sizes are compared for all.
         """
-        for number, (name, entry) in enumerate(sorted(self.manifest.files.items())):
-            path = self.directory / name
-            if not path.is_file():
-                raise DataError(f"{path}: missing; the manifest lists it, prepare the data again or restore the file")
-            if (size := path.stat().st_size) != entry.size:
-                raise DataError(f"{path}: has {size} bytes, the manifest says {entry.size}; the file is damaged")
-            if level == "checksums" and number % parts == part and file_entry(path).sha256 != entry.sha256:
-                raise DataError(f"{path}: its contents differ from the manifest's checksum; the file was altered")
+        files = [File(name, entry.size, entry.sha256) for name, entry in sorted(self.manifest.files.items())]
+        sizes = self._folder.sizes(files)
+        for name, size, _ in files:
+            where = self._folder.where(name)
+            if name not in sizes:
+                raise DataError(f"{where}: missing; the manifest lists it, prepare the data again or restore the file")
+            if sizes[name] != size:
+                raise DataError(f"{where}: has {sizes[name]} bytes, the manifest says {size}; the file is damaged")
+        if level == "checksums":
+            mine = files[part::parts]
+            for file, digest in zip(mine, self._folder.digests(mine), strict=True):
+                if digest != file.sha256:
+                    raise altered(self._folder.where(file.name))
 
-    def _shards_of(self, start: int, stop: int) -> tuple[int, int]:
+    def _check(self, start: int, stop: int) -> None:
         if not 0 <= start < stop <= len(self):
             raise IndexError(f"tokens {start}..{stop} of {self.directory}, which has {len(self)}")
-        return bisect_right(self._starts, start) - 1, bisect_right(self._starts, stop - 1) - 1
 
-    def _map_tokens(self, shard: int) -> np.ndarray:
-        array = MAPS.get((self._key, shard, _TOKENS))
-        return self._map(shard, _TOKENS) if array is None else array
+    def _locate(self, start: int, stop: int) -> list[tuple[int, int, int, int]]:
+        """Where tokens start..stop lie: shard, piece of it, first and last + 1 of the piece's tokens."""
+        self._check(start, stop)
+        found = []
+        while start < stop:
+            shard = bisect_right(self._starts, start) - 1
+            piece, first = divmod(start - self._starts[shard], self._piece)
+            left = self._starts[shard + 1] - self._starts[shard] - piece * self._piece
+            last = min(first + stop - start, self._piece, left)
+            found.append((shard, piece, first, last))
+            start += last - first
+        return found
 
-    def _map_ends(self, shard: int) -> np.ndarray:
-        array = MAPS.get((self._key, shard, _ENDS))
-        return self._map(shard, _ENDS) if array is None else array
+    def _array(self, shard: int, piece: int) -> np.ndarray:
+        array = MAPS.get((self._key, shard, piece))
+        return self._map(shard, piece) if array is None else array
 
-    def _map(self, shard: int, content: int) -> np.ndarray:
-        tokens, documents, _ = self.manifest.shards.counts[shard].tolist()
-        name, dtype, count = (
-            (tokens_name(shard), self.dtype, tokens),
-            (index_name(shard), _ENDS_DTYPE, documents),
-        )[content]
-        path = self.directory / name
+    def _map(self, shard: int, piece: int) -> np.ndarray:
+        part = self.range_of(shard, piece)
+        dtype = _ENDS_DTYPE if piece == _ENDS else self.dtype
+        count = (
+            int(self.manifest.shards.counts[shard, 1]) if piece == _ENDS else (part.stop - part.start) // dtype.itemsize
+        )
         try:
-            with open(path, "rb", buffering=0) as file:
-                return MAPS.put((self._key, shard, content), map_file(file, dtype, count))
+            with part.open() as file:
+                return MAPS.put((self._key, shard, piece), map_file(file, dtype, count))
         except (OSError, ValueError) as error:
-            raise DataError(f"{path}: cannot be read ({error}); the manifest lists it with {count} entries") from None
+            where = self._folder.where(part.file.name)
+            raise DataError(f"{where}: cannot be read ({error}); the manifest lists it with {count} entries") from None

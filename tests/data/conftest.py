@@ -1,11 +1,14 @@
 """Small sources to read."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from object_server import ObjectServer
 from shard_files import documents_of_lengths, documents_of_random_lengths, write_directory
 
+from maxlm.config import CacheConfig
+from maxlm.data import store
 from maxlm.data.shards import Shards
 
 
@@ -32,3 +35,28 @@ def two_sources(write_shards: Callable[..., Shards]) -> dict[str, Shards]:
         "web": write_shards("web", documents_of_random_lengths(0, 120), shards=3),
         "code": write_shards("code", documents_of_random_lengths(1, 50, first=10_000), dtype="uint32"),
     }
+
+
+@pytest.fixture(scope="session")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Shards:
+    """A source of two shards, each of two chunks of 1 MiB and a part of a third."""
+    return write_directory(tmp_path_factory.mktemp("large") / "web", documents_of_lengths([700] * 2000), 2, "uint32")
+
+
+@pytest.fixture
+def server(large: Shards, monkeypatch: pytest.MonkeyPatch) -> Iterator[ObjectServer]:
+    """Serves the folder of `large` on loopback; nobody pauses between attempts."""
+    monkeypatch.setattr(store, "FIRST_PAUSE", 0.0)
+    with ObjectServer(large.directory.parent) as running:
+        yield running
+
+
+@pytest.fixture
+def make_cache(tmp_path: Path) -> Callable[..., CacheConfig]:
+    """make_cache(chunks=4, ...): an empty cache of 64 chunks of 1 MiB, and its other settings."""
+
+    def make(chunks: float = 64, **settings) -> CacheConfig:
+        defaults = {"directory": str(tmp_path / "cache"), "chunk_mib": 1, "attempts": 4, "threads": 4}
+        return CacheConfig(**defaults | settings, gib=chunks / 1024)
+
+    return make
