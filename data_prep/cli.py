@@ -56,14 +56,15 @@ def schema() -> None:
 
 
 @app.command()
-def verify(directory: Annotated[Path, typer.Argument(help="A directory of prepared shards.")]) -> None:
+def verify(directory: Annotated[str, typer.Argument(help="A directory of prepared shards, or its URL.")]) -> None:
     """Compare every file of a directory of shards with its checksum."""
     from maxlm.data.shards import Shards
 
     shards = Shards(directory)
     shards.verify("checksums")
     found = shards.manifest
-    print(f"{directory}: {len(found.files)} files as written, {found.documents:,} documents, {found.tokens:,} tokens")
+    counts = f"{found.documents:,} documents, {found.tokens:,} tokens"
+    print(f"{shards.directory}: {len(found.files)} files as written, {counts}")
 
 
 def main() -> None:

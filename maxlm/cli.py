@@ -44,7 +44,7 @@ def train(config: ConfigFile, overrides: Overrides = None) -> None:
 def evaluate(
     path: ModelPath,
     data: Annotated[
-        list[str] | None, typer.Option(help="Held-out source as NAME=DIRECTORY; default: those of the run.")
+        list[str] | None, typer.Option(help="Held-out source as NAME=DIRECTORY or NAME=URL; default: those of the run.")
     ] = None,
     sequences: Annotated[int | None, typer.Option(min=1, help="Sequences per source; default: all.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,

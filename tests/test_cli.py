@@ -5,6 +5,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import fsspec
 import jax
 import pytest
 from tiny import RUN
@@ -136,6 +137,15 @@ def test_eval_prints_a_table_or_json_of_the_whole_source(run_command, trained, p
     assert result["target_tokens"] == manifest["tokens"] - manifest["documents"]
     code, out, _ = run_command("eval", trained, "--data", f"other={prepared / 'prep'}", "--sequences", "4")
     assert code == 0 and "bits per byte" in out and "other" in out
+
+
+def test_eval_reads_sources_in_object_stores(run_command, trained, prepared, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))  # where the cache is
+    fsspec.filesystem("memory").put(str(prepared / "prep-val"), "/held-out", recursive=True)
+    held_out = (prepared / "prep-val", (prepared / "prep-val").as_uri(), "memory://held-out")
+    printed = [run_command("eval", trained, "--json", "--data", f"other={place}") for place in held_out]
+    assert printed[0][0] == 0 and printed[0][:2] == printed[1][:2] == printed[2][:2]
+    assert list((tmp_path / ".cache" / "maxlm" / "shards").rglob("tokens-00000.idx*"))
 
 
 def test_generate_continues_the_prompt_and_repeats_itself_with_a_seed(run_command, trained):

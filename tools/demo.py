@@ -86,7 +86,7 @@ def held_out_texts(run_dir: Path) -> Iterator[bytes]:
     from maxlm.data.tokenizer import Tokenizer
 
     shards = Shards(load(run_dir / "config.yaml").data.validation["stdlib"].path)
-    tokenizer = Tokenizer(shards.directory / "tokenizer", shards.manifest.tokenizer)
+    tokenizer = Tokenizer(shards.local_tokenizer(), shards.manifest.tokenizer)
     start = 0
     for end in shards.ends(0, len(shards)).tolist():
         yield tokenizer.decode(shards.read(start, end).tolist()).encode()

@@ -20,7 +20,7 @@ BATCH_PER_DEVICE = 8
 
 
 def evaluate_path(path: Path, data: list[str], sequences: int | None) -> dict[str, Result]:
-    """Held-out quality of a run or checkpoint, on its own validation sources or on NAME=DIRECTORY given."""
+    """Held-out quality of a run or checkpoint, on its own validation sources or on NAME=DIRECTORY (or URL) given."""
     runtime.setup()
     loaded = load_all(path)
     config = loaded.config
@@ -29,11 +29,11 @@ def evaluate_path(path: Path, data: list[str], sequences: int | None) -> dict[st
         raise ConfigError(f"{path} has no data.validation; name held-out shards with --data NAME=DIRECTORY")
     results = {}
     for name, directory in sources.items():
-        shards = Shards(directory)
+        shards = Shards(directory, config.data.cache)
         shards.verify(config.data.verify)
         if shards.manifest.tokenizer.hash != loaded.tokenizer.entry.hash:
             raise ConfigError(
-                f"{directory}: was prepared with another tokenizer than {path}; prepare it with the run's"
+                f"{shards.directory}: was prepared with another tokenizer than {path}; prepare it with the run's"
             )
         results[name] = evaluate(
             loaded.graphdef,
