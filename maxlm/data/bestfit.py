@@ -228,7 +228,8 @@ def open_index(
         can be written nowhere.
     """
     key = Key(manifest=shards.manifest.hash, seq_len=seq_len, block_tokens=block_tokens, overlong=overlong)
-    places = [shards.directory / FOLDER / key.name, *([cache / key.name] if cache else [])]
+    beside = [] if shards.remote else [shards.directory / FOLDER / key.name]
+    places = [*beside, *([cache / key.name] if cache else [])]
     directory = next((place for place in places if place.is_dir()), None)
     if directory is None:
         directory, verify = _build(shards, key, places, workers, progress), "sizes"

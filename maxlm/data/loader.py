@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from maxlm.config import CacheConfig
 from maxlm.data import concat, order, packing, transforms
 from maxlm.data.packing import Batch, Text
-from maxlm.data.schedule import Schedule
+from maxlm.data.read_ahead import ReadAhead
+from maxlm.data.schedule import Schedule, Span
 from maxlm.data.shards import Shards
 from maxlm.data.sources import Source
 
@@ -30,6 +32,7 @@ class Batches:
             has them in this order.
         num_steps: steps of the run, the length of the source.
         mask_documents: as in `packing.assemble`.
+        cache: of sources in object stores, with which they were opened.
     """
 
     def __init__(
@@ -40,9 +43,12 @@ class Batches:
         rows: Mapping[int, Sequence[int]],
         num_steps: int,
         mask_documents: bool = True,
+        cache: CacheConfig | None = None,
     ):
         self.names, self._sources = tuple(sources), list(sources.values())
         self.schedule, self.num_steps, self.mask_documents = schedule, num_steps, mask_documents
+        remote = any(source.shards.remote for source in self._sources)
+        self._ahead = ReadAhead(self._spans, num_steps, cache or CacheConfig()) if remote else None
         self._ids = np.array([order.source_id(name) for name in self.names], np.uint64)
         self._has_prefixes = any(source.config.prefix_lm for source in self._sources)
         self.rows = {size: np.asarray(numbers, np.int64) for size, numbers in rows.items()}
@@ -54,21 +60,42 @@ class Batches:
         """The rows of one step: tokens, targets, segment_ids, positions int32 [R, S], weights float32 [R, S] and
         sources int32 [R], which index `names`; prefix bool [R, S] where a source has prefix_lm. Rows behind the step's
         last example are empty."""
+        if self._ahead:
+            self._ahead.at(step)
+        span, rows, real = self._rows(step)
+        texts: list[Text | None] = [None] * len(rows)
+        examples = span.first_example + rows[real]
+        source, *places = self.windows(examples, span.seq_len)
+        keys = transforms.example_keys(self._sources[0].seed, self._ids[source], examples)
+        for row, index, *place in zip(*(part.tolist() for part in (real, source, *places, keys)), strict=True):
+            texts[row] = self._sources[index].read(span.seq_len, *place)
+        batch = packing.assemble(texts, span.seq_len, self.mask_documents, self._has_prefixes)
+        of_row = np.zeros(len(rows), np.int32)
+        of_row[real] = source
+        return batch | {"sources": of_row}
+
+    def close(self) -> None:
+        """Fetch nothing more ahead."""
+        if self._ahead:
+            self._ahead.close()
+
+    def _rows(self, step: int) -> tuple[Span, np.ndarray, np.ndarray]:
+        """What a step reads, the rows that are wanted of it, and which of these have an example."""
         span = self.schedule.span(step)
         rows = self.rows[span.batch_size]
         if rows.max() >= span.batch_size:
             raise ValueError(f"row {rows.max()} of step {step}, which has {span.batch_size} examples")
-        real = np.flatnonzero(rows < span.examples)
-        source = np.zeros(len(rows), np.int64)
-        texts: list[Text | None] = [None] * len(rows)
-        if len(real):
-            examples = span.first_example + rows[real]
-            source[real], *places = self.windows(examples, span.seq_len)
-            keys = transforms.example_keys(self._sources[0].seed, self._ids[source[real]], examples)
-            for row, *place in zip(real.tolist(), *(values.tolist() for values in (*places, keys)), strict=True):
-                texts[row] = self._sources[source[row]].read(span.seq_len, *place)
-        batch = packing.assemble(texts, span.seq_len, self.mask_documents, self._has_prefixes)
-        return batch | {"sources": source.astype(np.int32)}
+        return span, rows, np.flatnonzero(rows < span.examples)
+
+    def _spans(self, step: int) -> Iterator[tuple[Shards, int, int]]:
+        """The tokens that a step reads, for reading them ahead; one more for the target of the last input."""
+        span, rows, real = self._rows(step)
+        places = self.windows(span.first_example + rows[real], span.seq_len)
+        for index, *place in zip(*(part.tolist() for part in places), strict=True):
+            source = self._sources[index]
+            for piece in source.pieces(span.seq_len, *place):
+                stop = min(piece.first + piece.length + 1, len(source.shards))
+                yield source.shards, piece.first, stop
 
     def windows(self, examples: np.ndarray, seq_len: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Source (index into `names`), block and window of examples of one length, int64 of the same shape."""

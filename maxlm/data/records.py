@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from maxlm.data.shards import HASH_DTYPE, HASHES, Shards, document_hash, documents_name
+from maxlm.data.shards import HASH_DTYPE, Shards, document_hash
 from maxlm.errors import DataError
 
 Place = tuple[int, int]  # shard and row
@@ -21,7 +21,7 @@ Place = tuple[int, int]  # shard and row
 
 def find(shards: Shards, document_id: str) -> list[Place]:
     """Where documents with an id are: one place, or none."""
-    path = shards.local_file(HASHES)
+    path = shards.local_hashes()
     try:
         table = np.memmap(path, HASH_DTYPE, "r", shape=(shards.manifest.documents,))
     except (OSError, ValueError) as error:
@@ -55,7 +55,7 @@ def some_ids(shards: Shards, count: int) -> list[str]:
 
 def _read(shards: Shards, shard: int, rows: list[int], columns: list[str] | None) -> list[dict[str, Any]]:
     """Rows of one file, ascending."""
-    path = shards.local_file(documents_name(shard))
+    path = shards.local_documents(shard)
     try:
         with pq.ParquetFile(path, memory_map=True) as file:
             groups = range(file.metadata.num_row_groups)

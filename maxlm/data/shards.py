@@ -38,7 +38,7 @@ import hashlib
 import json
 from array import array
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from itertools import accumulate, chain, count
 from pathlib import Path
@@ -311,35 +311,27 @@ class Shards:
 
     def range_of(self, shard: int, piece: int) -> Range:
         """The bytes of a piece: a shard's whole index, or as many of its tokens as are mapped together."""
-        name = index_name(shard) if piece == _ENDS else tokens_name(shard)
-        file = next((file for file in self.manifest.shards.files(shard) if file.name == name), None)
-        if file is None:
-            raise DataError(f"{self._folder.where(MANIFEST)}: does not list {name}; prepare the data again")
+        file = self._file(shard, index_name if piece == _ENDS else tokens_name)
         if piece == _ENDS:
             return Range(self._folder, file, 0, file.size)
         size = int(self.manifest.shards.counts[shard, 0]) * self.dtype.itemsize
         start = piece * self._folder.chunk
         return Range(self._folder, file, start, min(start + self._folder.chunk, size))
 
+    def local_documents(self, shard: int) -> Path:
+        """The table of a shard's documents as a file of this machine."""
+        return self._folder.local_file(self._file(shard, documents_name))
+
+    def local_hashes(self) -> Path:
+        """The table of the documents' hashes as a file of this machine."""
+        entry = self.manifest.document_hashes
+        return self._folder.local_file(File(HASHES, entry.size, entry.sha256))
+
     def local_tokenizer(self) -> Path:
         """A local folder with the tokenizer's files, for `Tokenizer`."""
         entry = self.manifest.tokenizer
         files = [File(f"tokenizer/{name}", file.size, file.sha256) for name, file in entry.files.items()]
         return self._folder.local_copies("tokenizer", files, entry.hash)
-
-    def local_file(self, name: str) -> Path:
-        """A local copy of one of the files about documents, whole: `documents_name(shard)` or `HASHES`."""
-        if not self.remote:
-            return self.directory / name
-        if name == HASHES:
-            entry = self.manifest.document_hashes
-            file = File(name, entry.size, entry.sha256)
-        else:
-            listed = (
-                file for number in range(len(self.manifest.shards)) for file in self.manifest.shards.files(number)
-            )
-            file = next(file for file in listed if file.name == name)
-        return self._folder.local_copies("records", [file], file.sha256) / name
 
     def verify(self, level: Literal["checksums", "sizes"], part: int = 0, parts: int = 1) -> None:
         """Compare the files with the manifest; raises `DataError` naming the first that differs.
@@ -360,6 +352,13 @@ class Shards:
             for file, digest in zip(mine, self._folder.digests(mine), strict=True):
                 if digest != file.sha256:
                     raise altered(self._folder.where(file.name))
+
+    def _file(self, shard: int, named: Callable[[int], str]) -> File:
+        name = named(shard)
+        for file in self.manifest.shards.files(shard):
+            if file.name == name:
+                return file
+        raise DataError(f"{self._folder.where(MANIFEST)}: does not list {name}; prepare the data again")
 
     def _check(self, start: int, stop: int) -> None:
         if not 0 <= start < stop <= len(self):

@@ -10,6 +10,7 @@ from maxlm.config import DataConfig, SourceConfig
 from maxlm.data import bestfit, concat, order, transforms
 from maxlm.data.packing import Packed, Piece, Text
 from maxlm.data.shards import MANIFEST, Shards
+from maxlm.data.store import is_url
 from maxlm.data.tokenizer import Tokenizer
 from maxlm.errors import ConfigError, DataError
 
@@ -73,7 +74,7 @@ class Source:
         """How its documents are rearranged; None for not at all."""
         if self.config.fim is None:
             return None
-        tokenizer = Tokenizer(self.shards.directory / "tokenizer", self.shards.manifest.tokenizer)
+        tokenizer = Tokenizer(self.shards.local_tokenizer(), self.shards.manifest.tokenizer)
         return transforms.open_fim(self.config.fim, tokenizer, self.name)
 
     def packed(self, seq_len: int) -> Packed:
@@ -129,7 +130,7 @@ class Sources(NamedTuple):
 def open_present(data: DataConfig, seed: int) -> tuple[dict[str, Source | Endless], list[str]]:
     """The training sources as far as their data are here, others as `Endless`; and the names of those others."""
     found = {
-        name: _open(data, name, seed) if (Path(source.path) / MANIFEST).is_file() else Endless()
+        name: _open(data, name, seed) if is_url(source.path) or (Path(source.path) / MANIFEST).is_file() else Endless()
         for name, source in data.sources.items()
     }
     return found, [name for name, source in found.items() if isinstance(source, Endless)]
@@ -142,7 +143,7 @@ def open_sources(data: DataConfig, vocab_size: int, seed: int) -> Sources:
     or have more ids than the model's vocabulary.
     """
     train = {name: _open(data, name, seed) for name in data.sources}
-    validation = {name: Shards(source.path) for name, source in data.validation.items()}
+    validation = {name: Shards(source.path, data.cache) for name, source in data.validation.items()}
     sources = Sources(train, validation)
     first = sources.shards[0]
     for shards in sources.shards:
@@ -165,5 +166,6 @@ def open_sources(data: DataConfig, vocab_size: int, seed: int) -> Sources:
 
 def _open(data: DataConfig, name: str, seed: int) -> Source:
     config = data.sources[name]
-    pack = partial(bestfit.open_index, overlong=data.overlong, verify=data.verify)
-    return Source(name, Shards(config.path), config, seed, pack if data.packing == "bestfit" else None)
+    cache = Path(data.cache.directory).expanduser() / "packing"
+    pack = partial(bestfit.open_index, overlong=data.overlong, verify=data.verify, cache=cache)
+    return Source(name, Shards(config.path, data.cache), config, seed, pack if data.packing == "bestfit" else None)

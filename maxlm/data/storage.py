@@ -58,6 +58,9 @@ class LocalFolder:
     def open(self, part: Range) -> BinaryIO:
         return open(self.location / part.file.name, "rb", buffering=0)
 
+    def local_file(self, file: File) -> Path:
+        return self.location / file.name
+
     def local_copies(self, folder: str, files: Sequence[File], key: str) -> Path:
         return self.location / folder
 
@@ -95,6 +98,12 @@ class RemoteFolder:
 
     def release(self, part: Range) -> None:
         self._cache.release(self._name(part))
+
+    def local_file(self, file: File) -> Path:
+        """A copy of a whole file on this machine, which stays until the cache needs its room."""
+        part = Range(self, file, 0, file.size)
+        part.open().close()
+        return self._cache.directory / self._name(part)
 
     def local_copies(self, folder: str, files: Sequence[File], key: str) -> Path:
         """A local folder with these files of a folder, by their own names; `key` stands for their contents."""

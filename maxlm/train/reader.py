@@ -2,7 +2,7 @@
 
 from collections import deque
 from contextlib import ExitStack
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import jax
 from jax.sharding import Mesh
@@ -12,6 +12,9 @@ from maxlm.data.loader import Batches, batches
 from maxlm.data.sources import Source
 from maxlm.parallel.batch import addressed_rows, place
 from maxlm.train.position import Position
+
+if TYPE_CHECKING:
+    from grain import DatasetIterator
 
 
 class Reader:
@@ -33,15 +36,16 @@ class Reader:
             return
         data, schedule = self._config.data, position.schedule
         rows = {s.batch_size: addressed_rows(s.batch_size, self._mesh) for s in schedule.following(self._known)}
-        source = Batches(self._sources, schedule, rows=rows, num_steps=known, mask_documents=data.mask_documents)
+        options = {"mask_documents": data.mask_documents, "cache": data.cache}
+        source = Batches(self._sources, schedule, rows=rows, num_steps=known, **options)
         part = batches(source, start_step=self._known, workers=data.workers, prefetch=data.prefetch)
-        self._stack.callback(part.close)
+        self._stack.callback(_close, part, source)
         self._parts.append((part, source))
         self._known = known
 
     def __next__(self) -> dict[str, jax.Array]:
         while self._next == len(self._parts[0][1]):
-            self._parts.popleft()[0].close()
+            _close(*self._parts.popleft())
         part, source = self._parts[0]
         size = source.schedule.span(self._next).batch_size
         self._next += 1
@@ -52,3 +56,8 @@ class Reader:
 
     def __exit__(self, *exception: Any) -> None:
         self._stack.__exit__(*exception)
+
+
+def _close(part: "DatasetIterator", source: Batches) -> None:
+    part.close()
+    source.close()

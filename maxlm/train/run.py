@@ -249,7 +249,7 @@ class Run:
 
     @property
     def tokenizer_dir(self):
-        return self.sources.shards[0].directory / "tokenizer"
+        return self.sources.shards[0].local_tokenizer()
 
     @cached_property
     def manifests(self) -> dict[str, str]:

@@ -261,3 +261,30 @@ def test_a_truncated_token_file_is_named_when_it_is_read(two_sources):
 def test_importing_the_loader_imports_no_jax():
     code = "import sys, maxlm.data.loader; sys.exit(any(name in sys.modules for name in ('jax', 'grain')))"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_sources_in_a_store_give_the_batches_of_the_disk_and_are_read_ahead(two_sources, server, make_cache):
+    server.folder = two_sources["web"].directory.parent
+    cache = make_cache(read_ahead=3)
+    remote = {name: Shards(f"{server.url}/{name}", cache) for name in two_sources}
+    disk, store = read_steps(two_sources), read_steps(remote)
+    with closing(store), closing(loader.batches(store, start_step=STEPS - 20)) as reader:
+        for step, batch in enumerate(reader, STEPS - 20):
+            assert_equal(batch, disk[step])
+    asked = [(request.name, request.range) for request in server.asked(".bin")]
+    assert len(asked) == len(set(asked)) == sum(len(one.manifest.shards) for one in two_sources.values())
+
+
+def test_packed_sources_in_a_store_keep_their_index_in_the_cache(two_sources, server, make_cache, tmp_path):
+    server.folder = two_sources["web"].directory.parent
+    pack = partial(bestfit.open_index, overlong="split", cache=tmp_path / "indexes")
+    stages = [stage({"web": 1})]
+    batches = []
+    for shards in (two_sources["web"], Shards(f"{server.url}/web", make_cache())):
+        sources = {"web": Source("web", shards, SourceConfig(path=""), 0, pack)}
+        schedule = Layout(stages, sources).begin()
+        batches.append(loader.Batches(sources, schedule, rows={BATCH: range(BATCH)}, num_steps=STEPS))
+    for step in (0, 5, 30):
+        assert_equal(batches[1][step], batches[0][step])
+    batches[1].close()
+    assert len(list((tmp_path / "indexes").iterdir())) == 1

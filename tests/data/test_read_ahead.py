@@ -1,5 +1,6 @@
 """Fetching ahead of the reader, and what the cache keeps for it."""
 
+import fcntl
 import os
 import pickle
 import threading
@@ -65,12 +66,18 @@ def eventually(condition) -> None:
 
 
 def bytes_below(folder: Path) -> int:
-    """Bytes of the files of a cache, while others may delete them."""
-    total = 0
-    for path in folder.rglob("*"):
-        with suppress(FileNotFoundError):
-            total += path.stat().st_size if path.is_file() and path.name != "lock" else 0
-    return total
+    """Bytes that a cache holds at one moment.
+
+    Its lock keeps others from writing and deleting; a file that is renamed meanwhile counts once.
+    """
+    sizes = {}
+    with open(folder / "lock", "ab") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for path in folder.rglob("*"):
+            with suppress(FileNotFoundError):
+                if path.is_file() and path.name != "lock":
+                    sizes[path.stat().st_ino] = path.stat().st_size
+    return sum(sizes.values())
 
 
 def quiet(server: ObjectServer) -> None:

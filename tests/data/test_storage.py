@@ -15,7 +15,7 @@ from object_server import ObjectServer
 from shard_files import documents_of_lengths, write_directory
 
 from maxlm.config import CacheConfig
-from maxlm.data import loader, mixture
+from maxlm.data import loader, records
 from maxlm.data.shards import Shards, index_name, read_manifest, tokens_name
 from maxlm.data.store import redact
 from maxlm.errors import ConfigError, DataError
@@ -83,11 +83,17 @@ def test_tokens_are_those_of_the_disk(kind, url_of, large, make_cache):
 
 
 def test_batches_are_those_of_the_disk(web, large):
-    schedule = mixture.start({"web": 1}, 8, 512)
-    read, expected = (
-        loader.Batches({"web": shards}, schedule, seed=0, rows=range(8), num_steps=20)[17] for shards in (web, large)
-    )
-    assert all(np.array_equal(read[name], expected[name]) for name in expected)
+    options = {"seq_len": 4096, "sequences": 100, "batch_size": 4, "rows": [3, 1]}
+    for read, expected in zip(loader.sequential(web, **options), loader.sequential(large, **options), strict=True):
+        assert all(np.array_equal(read[name], expected[name]) for name in expected)
+
+
+def test_documents_and_their_records_are_those_of_the_disk(web, large):
+    start, stop = 700 * 900 + 3, 700 * 1103
+    assert np.array_equal(web.documents(start, stop), large.documents(start, stop))
+    assert web.span(1, 77) == large.span(1, 77)
+    assert records.find(web, "1/77") == [(1, 77)]
+    assert records.read(web, [(1, 77), (0, 3)]) == records.read(large, [(1, 77), (0, 3)])
 
 
 def test_chunks_are_fetched_once_and_only_where_something_is_read(web, server, large):
