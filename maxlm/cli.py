@@ -119,11 +119,48 @@ def plan(
     compiles: Annotated[int, typer.Option(min=1, help="Candidates of a search that are compiled at a time.")] = 6,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
 ) -> None:
-    """What a run takes: parameters, memory, time and cost, on hardware that need not be there."""
+    """What a run takes and reads: parameters, memory, time, cost and mixture, on hardware that need not be there."""
     os.environ["JAX_PLATFORMS"] = "cpu"  # nothing runs: a TPU or GPU that is here stays free
     from maxlm.plan.command import plan_command
 
     plan_command(config, overrides or [], hardware, compile, within or [], compiles if search else None, as_json)
+
+
+@app.command()
+def inspect(
+    run: Annotated[
+        Path,
+        typer.Argument(metavar="RUN", help="Run directory, one of its checkpoints, or CONFIG.", show_default=False),
+    ],
+    overrides: Overrides = None,
+    step: Annotated[
+        int | None, typer.Option(metavar="N", help="The documents of a step, as metrics count them.")
+    ] = None,
+    example: Annotated[int | None, typer.Option(metavar="I", help="Of that step one row alone, from 0.")] = None,
+    tokens: Annotated[str | None, typer.Option(metavar="A:B", help="The documents in slots of the run.")] = None,
+    document: Annotated[str | None, typer.Option(metavar="ID", help="The steps that read a document.")] = None,
+    source: Annotated[str | None, typer.Option(metavar="NAME", help="Of that document; default: any.")] = None,
+    mixture: Annotated[bool, typer.Option("--mixture", help="What the whole run reads, by stage and source.")] = False,
+    limit: Annotated[int | None, typer.Option(min=1, help="Most lines of the answer.")] = None,
+    full: Annotated[bool, typer.Option("--full", help="Whole texts instead of their beginnings.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, which is complete.")] = False,
+) -> None:
+    """Which documents a step reads, and which steps read a document: any step, past or to come."""
+    from maxlm.inspection.command import inspect_command
+
+    inspect_command(
+        run,
+        overrides or [],
+        step=step,
+        example=example,
+        tokens=tokens,
+        document=document,
+        source=source,
+        show_mixture=mixture,
+        limit=limit,
+        full=full,
+        as_json=as_json,
+    )
 
 
 @config_app.command("schema")

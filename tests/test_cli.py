@@ -176,6 +176,19 @@ def test_report_and_configuration_commands_print_what_they_wrote(run_command, tr
     assert code == 0 and "lr: 0.5" in out
 
 
+def test_inspect_reads_the_checkpoint_that_training_wrote(run_command, trained):
+    code, out, err = run_command("inspect", trained, "--step", "3", "--json")
+    assert (code, err) == (0, "")
+    found = json.loads(out)
+    assert (found["checkpoint"], found["steps"], found["slots"], found["state"]) == (8, 8, [512, 768], "read")
+    assert sum(one["slots"][1] - one["slots"][0] for one in found["documents"]) == 256
+    for one in found["documents"]:
+        code, out, _ = run_command("inspect", trained, "--document", one["document"]["id"], "--json")
+        assert (3, one["row"]) in [(read["step"], read["row"]) for read in json.loads(out)["documents"][0]["readings"]]
+    code, out, _ = run_command("inspect", trained, "--mixture")
+    assert code == 0 and "mixture: 8 steps, 2,048 tokens; 8 steps are done" in out
+
+
 def test_python_api_loads_a_model_that_gives_logits(trained):
     import numpy as np
 

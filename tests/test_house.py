@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 # From the top of the house; a module imports its own room and the floors below.
 FLOORS = [
     {"cli", "__init__"},
-    {"plan", "inspect"},
+    {"plan", "inspection"},
     {"train"},
     {"evaluate", "convert"},
     {"report"},

@@ -5,8 +5,8 @@ groups are read that hold the rows asked for.
 """
 
 import math
-from collections.abc import Sequence
-from itertools import accumulate
+from collections.abc import Iterator, Sequence
+from itertools import accumulate, groupby
 from typing import Any
 
 import numpy as np
@@ -69,11 +69,20 @@ def _read(shards: Shards, shard: int, rows: list[int], columns: list[str] | None
             for group in np.unique(owner).tolist():
                 first = ends[group - 1] if group else 0
                 inside = [row - first for row, one in zip(rows, owner.tolist(), strict=True) if one == group]
-                found += file.read_row_group(group, columns, use_threads=False).take(inside).to_pylist()
+                table = file.read_row_group(group, columns, use_threads=False)
+                for start, length in _runs(inside):
+                    found += table.slice(start, length).to_pylist()
             return _plain(found)
     except (OSError, pa.ArrowException) as error:
         reason = " ".join(str(error).split())[:200]
         raise DataError(f"{path}: cannot be read ({reason}); the manifest lists it") from None
+
+
+def _runs(numbers: list[int]) -> Iterator[tuple[int, int]]:
+    """Ascending numbers as (first, length) of those that follow each other, as the documents of a window do."""
+    for _, group in groupby(enumerate(numbers), key=lambda item: item[1] - item[0]):
+        run = [number for _, number in group]
+        yield run[0], len(run)
 
 
 def _plain(value: Any) -> Any:
