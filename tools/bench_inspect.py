@@ -7,8 +7,9 @@ slots, documents and the mixture, each in a process of its own, and prints a lin
 from the end of the imports to the last line printed and `cpu` of them at work, `command` of the whole process.
 
 What is made up: the shards of a source are all hard links to one shard of random tokens, documents and rows, so there
-is one to fill the page cache with. `documents.hash` is as long as it has to be (16 bytes for each of 10^9 documents),
-but holes where no search for the documents asked for ever looks. Everything else is what a run of that size has.
+is one to fill the page cache with. `documents.hash` is as long as it has to be (16 bytes for each of 2 x 10^9
+documents), but holes where no search for the documents asked for ever looks. Everything else is what a run of that
+size has.
 """
 
 import argparse
