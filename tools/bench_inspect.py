@@ -210,7 +210,7 @@ def write_run(folder: Path, segments: int) -> tuple[Path, int]:
     steps = schedule.steps(config.total_tokens)
     for number in range(1, segments):
         weights = {"web": 0.8, "code": 0.2 + 0.1 * np.sin(number)}
-        schedule = stages.reweigh(schedule, steps // 2 * number // segments, weights)
+        schedule = stages.weighted(weights).reweigh(schedule, steps // 2 * number // segments)
     at = schedule.point(steps // 2)
     position = Position(at.step, at.tokens, at.tokens, at.example, schedule)
     manifests = {name: source.shards.manifest.hash for name, source in sources.items()}

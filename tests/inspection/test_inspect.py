@@ -344,7 +344,7 @@ def test_any_number_of_online_segments_is_shown_as_one(stand, answer, inspect):
     def story(laid):
         schedule = laid.begin()
         for step in range(2, 300, 2):
-            schedule = laid.reweigh(schedule, step, {"model": 1 + np.sin(step), "prep": 1})
+            schedule = laid.weighted({"model": 1 + np.sin(step), "prep": 1}).reweigh(schedule, step)
         return Position(0, 0, 0, 0, schedule)
 
     run = stand([{"tokens": 256 * 400, "weights": {"model": 3, "prep": 1}}], story)
