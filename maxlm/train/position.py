@@ -36,8 +36,9 @@ class Position:
 
     @property
     def changes_data(self) -> bool:
-        """Whether the next step is the first one of another stage or of an edited mixture."""
-        return any(segment.kind in ("stage", "edit") for segment in self.schedule.beginning(self.step))
+        """Whether the next step is the first one of another stage, of an edited mixture or without a source."""
+        kinds = ("stage", "edit", "exhausted")
+        return any(segment.kind in kinds for segment in self.schedule.beginning(self.step))
 
     def finished(self, total_tokens: int) -> bool:
         """Whether a run of so many slots ends here, or has nothing left to read."""

@@ -141,10 +141,11 @@ class Run:
     # --- stepping -------------------------------------------------------------------------------------------
 
     def compile(self, position: Position) -> CompiledSteps:
-        """Start to compile the step of every shape of batch from a position on."""
+        """Start to compile the step of every shape of batch that the run comes to from a position on."""
         with together():
             parameters = () if self.reference is None else (self.reference.parameters(self.plan),)
-        shapes = dict.fromkeys(segment.shape for segment in position.schedule.following(position.step))
+        schedule, steps = position.schedule, position.schedule.steps(self.config.total_tokens)
+        shapes = dict.fromkeys(s.shape for s in schedule.following(position.step) if s.first_step < steps)
         return self._stack.enter_context(CompiledSteps(self.plan, list(shapes), parameters))
 
     def scalar(self, value: float) -> jax.Array:
@@ -158,8 +159,10 @@ class Run:
 
     def announce(self, position: Position, report: Callable[[str], None]) -> None:
         """Write down and tell which mixtures begin with the next step, and where the data ends."""
+        # A run that is finished begins no mixture, but may be so because its data ends.
+        kinds = ("end",) if position.finished(self.config.total_tokens) else ("stage", "edit", "exhausted")
         for segment in position.schedule.beginning(position.step):
-            if segment.kind in ("stage", "edit", "exhausted", "end"):
+            if segment.kind in kinds:
                 found = segment.describe()
                 self.metrics.log_event("mixture", position.step, **found)
                 shares = ", ".join(f"{name} {share:.2%}" for name, share in found["shares"].items())
