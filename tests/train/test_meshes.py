@@ -76,6 +76,8 @@ class Outcome(NamedTuple):
     losses: list[float]
     params: list[np.ndarray]
     dropped: int
+    nll: list[float]  # of each source, nats of all steps
+    targets: list[int]
 
 
 def canonical(trainer: Trainer) -> tuple[list[np.ndarray], list[np.ndarray]]:
@@ -92,7 +94,9 @@ def outcome(config: Config, devices=None) -> Outcome:
         losses.append(float(metrics["loss"]))
         if not seed:  # Adam's first moment is then (1 - b1) times the gradient
             gradients = [moment / (1 - B1) for moment in canonical(trainer)[1]]
-    return Outcome(initial, gradients, losses, canonical(trainer)[0], int(metrics["sums"].dropped))
+    sums = metrics["sums"]
+    by_source = sums.nll.tolist(), sums.targets.tolist()
+    return Outcome(initial, gradients, losses, canonical(trainer)[0], int(sums.dropped), *by_source)
 
 
 @cache
@@ -177,7 +181,8 @@ def test_a_mesh_gives_what_one_device_gives(case: str) -> None:
 
 
 def assert_equals_one_device(model: str, mesh: dict, sections: dict) -> None:
-    """Initial parameters to the bit; gradients, losses of ten steps and final parameters within 1e-5."""
+    """Initial parameters to the bit and targets of every source exactly; gradients, losses of ten steps, the loss of
+    every source and final parameters within 1e-5."""
     found = outcome(config_of(model, mesh, sections))
     wanted = one_device(model, sections.get("train", {}).get("batch_tokens", BATCH))
     for one, other in zip(found.initial, wanted.initial, strict=True):
@@ -186,3 +191,5 @@ def assert_equals_one_device(model: str, mesh: dict, sections: dict) -> None:
     np.testing.assert_allclose(found.losses, wanted.losses, rtol=1e-5)
     assert distance(found.params, wanted.params) < 1e-5
     assert found.dropped == wanted.dropped == 0
+    assert found.targets == wanted.targets and all(wanted.targets)
+    np.testing.assert_allclose(found.nll, wanted.nll, rtol=1e-5)

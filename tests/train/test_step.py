@@ -1,10 +1,12 @@
 """The step's mathematics does not depend on the mesh or on accumulation, and bad steps change nothing."""
 
 import itertools
+import math
 
 import jax
 import numpy as np
 import pytest
+from float64_decoder import Float64Decoder
 from tiny import run_config
 from trainer import SOURCES, Trainer, distance, make_batch, params_of
 
@@ -62,17 +64,44 @@ def test_accumulation_over_uneven_microbatches_gives_the_same_gradients(count):
     np.testing.assert_allclose(counted_whole.nll_B, counted_parts.nll_B, rtol=1e-6)
 
 
-def test_accumulation_on_a_mesh_keeps_every_row_with_its_source():
-    single = Trainer(config_of(False), jax.devices()[:1])
-    config = config_of(False, accumulate=2, data=2, fsdp=2)
-    several = Trainer(config, jax.devices()[:4])
-    batch = make_batch(config, 5)
-    left, right = single.run(batch), several.run(batch)
-    np.testing.assert_allclose(left["sums"].nll, right["sums"].nll, rtol=1e-5)
-    assert left["sums"].targets.tolist() == right["sums"].targets.tolist()
-    by_hand = [int(batch["weights"][batch["sources"] == source].sum()) for source in range(SOURCES)]
-    assert left["sums"].targets.tolist() == by_hand
-    np.testing.assert_allclose(left["loss"], left["sums"].nll.sum() / sum(by_hand), rtol=1e-6)
+def sums_in_float64(config: Config, params: dict, batches: list[dict]) -> tuple[np.ndarray, np.ndarray]:
+    """Nats and targets of every source, row after row."""
+    decoder, nll, targets = Float64Decoder(config.model, params), np.zeros(SOURCES), np.zeros(SOURCES, int)
+    for batch in batches:
+        for row, source in enumerate(batch["sources"]):
+            logits = decoder(*(batch[name][row] for name in ("tokens", "segment_ids", "positions")))
+            of_targets = logits[np.arange(len(logits)), batch["targets"][row]]
+            nll[source] += (np.log(np.exp(logits).sum(1)) - of_targets) @ batch["weights"][row]
+            targets[source] += int(batch["weights"][row].sum())
+    return nll, targets
+
+
+@pytest.mark.parametrize(
+    ("accumulate", "mesh"),
+    [
+        (1, {}),
+        (2, {}),
+        (4, {}),
+        (2, {"data": 2, "fsdp": 2}),
+        (1, {"data": 2, "fsdp": 2, "tensor": 2}),
+        (4, {"context": 2, "fsdp": 2}),
+    ],
+    ids=lambda value: "-".join(f"{axis}{size}" for axis, size in value.items()) if isinstance(value, dict) else None,
+)
+def test_loss_and_targets_of_every_source_are_those_of_the_steps_that_count(accumulate, mesh):
+    config = config_of(False, accumulate=accumulate, **mesh)
+    trainer = Trainer(config, jax.devices()[: math.prod(mesh.values())])
+    params = jax.tree.map(np.asarray, trainer.state.params)  # before the state is donated
+    whole, filled, bad = (make_batch(config, seed) for seed in (5, 6, 7))
+    for array in filled.values():
+        array[5:] = 0  # rows without an example
+    bad["weights"][2, 3] = np.nan
+    first, *_, metrics = (trainer.run(batch, rate=0.0) for batch in (whole, bad, filled, bad, bad))
+    nll, targets = sums_in_float64(config, params, [whole, filled])
+    assert metrics["sums"].targets.tolist() == targets.tolist() and (targets > 0).all()
+    np.testing.assert_allclose(metrics["sums"].nll, nll, rtol=1e-5)
+    assert int(metrics["sums"].skipped) == 3
+    np.testing.assert_allclose(first["loss"], first["sums"].nll.sum() / first["sums"].targets.sum(), rtol=1e-6)
 
 
 @pytest.fixture(scope="module")
