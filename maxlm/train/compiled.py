@@ -35,6 +35,8 @@ class CompiledSteps:
 
     def __getitem__(self, shape: Shape) -> Callable:
         """The step of a shape; waits until it is compiled."""
+        if shape not in self._steps:  # of a stage that was over when the run was started, and that it was wound back to
+            self._steps[shape] = self._thread.submit(self._compile, *shape)
         compiled = self._steps[shape].result()
         return lambda state, batch, rate: compiled(state, batch, rate, *self._parameters)
 

@@ -2,6 +2,7 @@
 
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import accumulate
 
 import jax
@@ -287,3 +288,11 @@ def test_a_run_goes_on_without_a_source_that_is_used_up(make_run):
     (event,) = events(config, "mixture")
     assert (event["why"], event["shares"], event["step"]) == ("exhausted", {"model": 1.0}, 2)
     assert int(state.window.accepted) == 9 - 2  # other data, other losses: no spike
+
+
+def test_a_run_that_is_wound_back_before_the_shapes_it_began_with_compiles_those_too(make_run, programs):
+    with Run(make_run(EVERY_STEP), jax.devices()[:1]) as run:
+        _, position, _ = run.restore(print)
+        steps = run.compile(replace(position, step=10))
+        assert callable(steps[SHAPES[2]]) and programs == [SHAPES[2]]
+        assert callable(steps[SHAPES[0]]) and programs == [SHAPES[2], SHAPES[0]]
