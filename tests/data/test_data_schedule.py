@@ -66,8 +66,9 @@ def test_every_token_of_an_epoch_is_read_or_abandoned_once(walk):
             assert position == behind[name]
             behind[name] += 1
         for name in set(sources):
-            count = behind[name] - segment.offsets[name]
-            use(used, walk.layout.supplies[name], segment.seq_len, segment.offsets[name], count)
+            source, count = walk.layout.supplies[name], behind[name] - segment.offsets[name]
+            assert source.max_epochs is None or behind[name] <= source.limit(segment.seq_len)
+            use(used, source, segment.seq_len, segment.offsets[name], count)
         assert segment.read(len(sources)) == {name: behind[name] for name in segment.weights}
         before = segment
     for (name, epoch), inputs in used.items():
@@ -241,7 +242,7 @@ def test_an_example_is_found_again_by_its_step_and_by_its_window(large, example)
     (name,), (position,) = located(schedule, names, example, 1)
     one = large.supplies[name].order(segment.seq_len)
     block, window = order.window_order([one], np.array([0]), np.array([position]))
-    found = one.position(position // one.windows, int(block[0]), int(window[0]))
+    found = int(one.position(position // one.windows, int(block[0]), int(window[0])))
     number = list(segment.weights).index(name)
     assert segment.first_example + segment.shares.example_of(number, found - segment.offsets[name]) == example
 
