@@ -71,7 +71,7 @@ def steps(run: Run, state: TrainState, position: Position, stop: StopRequest, pr
         meter.step_started(metrics, span.tokens, span.tokens * flops_per_token(config.model, span.seq_len))
 
         last, stopping = position.finished(config.total_tokens), stop.agreed()
-        evaluating = last or due(position.step, config.eval.every_steps)
+        evaluating = bool(run.sources.validation) and (last or due(position.step, config.eval.every_steps))
         saving = last or stopping or saver.due(position.step)
 
         in_row = 0
