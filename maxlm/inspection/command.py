@@ -111,4 +111,4 @@ def _mixture(opened: Opened, as_json: bool) -> None:
     if as_json:
         print(json.dumps(opened.describe() | mixture.to_json(opened.overview)))
     else:
-        console().print(mixture.mixture_tables(opened.overview, opened.config.data, opened.step))
+        console().print(mixture.mixture_tables(opened.overview, opened.config.data, opened.position.step))

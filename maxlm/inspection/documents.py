@@ -9,11 +9,14 @@ from functools import cached_property
 from itertools import islice
 from typing import Any, NamedTuple
 
-from maxlm.data import records
+import numpy as np
+
+from maxlm.data import order, records
 from maxlm.data.pedigree import Example, Fragment, examples_of, fragments
 from maxlm.data.schedule import Span
 from maxlm.data.shards import Shards, read_manifest
 from maxlm.data.tokenizer import Tokenizer
+from maxlm.data.transforms import example_keys
 from maxlm.errors import ConfigError
 from maxlm.inspection.opened import Opened
 
@@ -64,7 +67,7 @@ def step_header(opened: Opened, step: int) -> dict[str, Any]:
     begun = [segment for segment in opened.schedule.beginning(step) if segment.first_example > span.first_example]
     return {
         "step": step + 1,
-        "state": "read" if step < opened.step else "to come",
+        "state": "read" if step < opened.position.step else "to come",
         "batch_size": span.batch_size,
         "examples": span.examples,
         "seq_len": span.seq_len,
@@ -108,7 +111,7 @@ class Describer:
     @cached_property
     def _tokenizer(self) -> Tokenizer:
         shards = next(iter(self.opened.sources.values())).shards  # all have the same tokenizer
-        return Tokenizer(shards.directory / "tokenizer", shards.manifest.tokenizer)
+        return Tokenizer(shards.local_tokenizer(), shards.manifest.tokenizer)
 
     def _described(self, one: Located, record: dict[str, Any]) -> dict[str, Any]:
         example, fragment, shards = one.example, one.fragment, self.opened.sources[one.example.source].shards
@@ -124,6 +127,7 @@ class Describer:
             "tokens": [fragment.first, fragment.first + fragment.length],
             "document_tokens": fragment.document_tokens,
             "text": self.text(shards, first, first + fragment.length),
+            "rearranged": self._is_rearranged(one),
             "example": example.number,
             "epoch": example.epoch + 1,
             "block": example.block,
@@ -131,6 +135,16 @@ class Describer:
             "shard": fragment.shard,
             "shard_row": fragment.row,
         }
+
+    def _is_rearranged(self, one: Located) -> bool:
+        """Whether fill-in-the-middle changes the order of these tokens; the text is as it was prepared."""
+        source, example, fragment = self.opened.sources[one.example.source], one.example, one.fragment
+        if not source.fim:
+            return False
+        place = one.span.seq_len, example.block, example.window
+        key = int(example_keys(source.seed, order.source_id(source.name), example.number))
+        slots = slice(fragment.slot, fragment.slot + fragment.length)
+        return not np.array_equal(source.window(*place).tokens[slots], source.read(*place, key).tokens[slots])
 
 
 def pipelines(opened: Opened, names: Iterable[str]) -> dict[str, dict[str, Any]]:

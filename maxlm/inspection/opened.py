@@ -12,9 +12,11 @@ from maxlm.config import Config, load, validate
 from maxlm.data.overview import Overview, overview
 from maxlm.data.schedule import Schedule
 from maxlm.data.shards import Shards
-from maxlm.data.sources import Endless, Source, open_present, open_sources
+from maxlm.data.sources import Endless, Source, Sources, open_present, open_sources
 from maxlm.errors import ConfigError, DataError
-from maxlm.train.position import Position, layout
+from maxlm.report.progress import track
+from maxlm.train.position import Position, layout, online_mixture
+from maxlm.train.resume import check_indexes
 
 CONFIG = "config.yaml"
 
@@ -26,15 +28,22 @@ class Opened:
     sources: Mapping[str, Source | Endless]
     without_data: Sequence[str]  # the sources that are `Endless`
     validation: Mapping[str, Shards]
-    schedule: Schedule
     checkpoint: int | None  # step of the newest one
-    step: int  # steps done
-    examples: int  # examples read
+    position: Position
 
     @cached_property
     def steps(self) -> int:
         """Steps of the whole run."""
-        return max(self.schedule.steps(self.config.total_tokens), self.step)
+        return max(self.schedule.steps(self.config.total_tokens), self.position.step)
+
+    @property
+    def known_steps(self) -> int:
+        """Steps whose data is known by now: all of them, but with a mixture that follows the losses."""
+        return max(self.position.known_steps(self.config.total_tokens), self.position.step)
+
+    @property
+    def schedule(self) -> Schedule:
+        return self.position.schedule
 
     @property
     def tokens(self) -> int:
@@ -46,7 +55,7 @@ class Opened:
     def end(self) -> int:
         """Examples of the whole run, undone ones among them."""
         span = self.schedule.span(self.steps - 1)
-        return max(span.first_example + span.examples, self.examples)
+        return max(span.first_example + span.examples, self.position.examples)
 
     @property
     def overview(self) -> Overview:
@@ -54,7 +63,8 @@ class Opened:
 
     def describe(self) -> dict[str, Any]:
         """What it is, for every answer in JSON."""
-        return {"run": str(self.path), "checkpoint": self.checkpoint, "steps": self.steps, "tokens": self.tokens}
+        sizes = {"steps": self.steps, "known_steps": self.known_steps, "tokens": self.tokens}
+        return {"run": str(self.path), "checkpoint": self.checkpoint} | sizes
 
 
 def open_run(path: Path, overrides: Sequence[str], data: bool = True) -> Opened:
@@ -78,7 +88,8 @@ def open_run(path: Path, overrides: Sequence[str], data: bool = True) -> Opened:
 
 def _begun(path: Path, config: Config, data: bool) -> Opened:
     sources, without, validation = _sources(config, data)
-    return Opened(path, config, sources, without, validation, layout(config, sources).begin(), None, 0, 0)
+    position = Position.start(layout(config, sources), online_mixture(config))
+    return Opened(path, config, sources, without, validation, None, position)
 
 
 def _standing(path: Path, checkpoint: Path, overrides: Sequence[str], data: bool) -> Opened:
@@ -93,8 +104,8 @@ def _standing(path: Path, checkpoint: Path, overrides: Sequence[str], data: bool
                 f"{source.shards.directory}: was prepared anew since the checkpoint of step {position.step:,} "
                 f"(manifest {before[:12]}, now {found[:12]}); restore the data that the run has read"
             )
-    place = position.schedule, position.step, position.step, position.examples
-    return Opened(path, config, sources, without, validation, *place)
+    check_indexes(run.get("indexes", {}), _present(sources).indexes(_lengths(config)), config)
+    return Opened(path, config, sources, without, validation, position.step, position)
 
 
 def _moved(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
@@ -114,7 +125,20 @@ def _moved(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
 
 
 def _sources(config: Config, data: bool) -> tuple[Mapping[str, Source | Endless], Sequence[str], Mapping[str, Shards]]:
-    if not data:
-        return *open_present(config.data, config.seed), {}
-    sources = open_sources(config.data, config.model.vocab_size, config.seed)
-    return sources.train, (), sources.validation
+    # The checksums of a packing index would take longer than all the rest.
+    quick = config.data.model_copy(update={"verify": "sizes"})
+    if data:
+        opened = open_sources(quick, config.model.vocab_size, config.seed)
+        sources, without, validation = opened.train, (), opened.validation
+    else:
+        (sources, without), validation = open_present(quick, config.seed), {}
+    _present(sources).pack(_lengths(config), lambda blocks, total: track(blocks, "packing documents", total))
+    return sources, without, validation
+
+
+def _present(sources: Mapping[str, Source | Endless]) -> Sources:
+    return Sources({name: source for name, source in sources.items() if isinstance(source, Source)}, {})
+
+
+def _lengths(config: Config) -> list[int]:
+    return sorted({seq_len for _, seq_len in config.shapes})

@@ -38,7 +38,7 @@ def of_document(opened: Opened, document_id: str, source: str | None, limit: int
 
 
 def _answer(opened: Opened, name: str, place: tuple[int, int], limit: int | None) -> dict[str, Any]:
-    readings = Readings(opened.sources[name], opened.schedule, place, opened.examples, opened.end)
+    readings = Readings(opened.sources[name], opened.schedule, place, opened.position.examples, opened.end)
     (record,) = records.read(readings.source.shards, [place])
     counts = readings.counts()
     listed = [_told(opened, readings, place, one) for one in islice(readings, limit)]

@@ -31,7 +31,12 @@ def step_heading(opened: Opened, header: dict[str, Any]) -> Text:
 
 def run_heading(opened: Opened) -> Text:
     at = "has not begun" if opened.checkpoint is None else f"as of the checkpoint of step {opened.checkpoint:,}"
-    return Text.assemble((f"{opened.config.name}, {at}\n", "bold"))
+    text = Text.assemble((f"{opened.config.name}, {at}\n", "bold"))
+    if opened.known_steps < opened.steps:
+        text.append(
+            f"its mixture follows the losses: steps after {opened.known_steps:,} are as it would be unchanged\n"
+        )
+    return text
 
 
 def documents_table(documents: Sequence[dict[str, Any]], full: bool, steps: bool) -> Table:
@@ -50,6 +55,8 @@ def documents_table(documents: Sequence[dict[str, Any]], full: bool, steps: bool
         place = [f"{one['step']:,}"] if steps else []
         place = place + [str(one["row"])] if here != before else [""] * (len(place) + 1)
         text = visible(one["text"]) if full else " ".join(visible(one["text"]).split())
+        if one["rearranged"]:
+            text += "\n(as prepared; rearranged by fill-in-the-middle)"
         tokens = f"{_span(one['tokens'])}\nof {one['document_tokens']:,}"
         table.add_row(*place, _span(one["slots"]), record_text(one["source"], one["document"]), tokens, Text(text))
         before = here
@@ -80,7 +87,9 @@ def document_tables(opened: Opened, answer: dict[str, Any]) -> Group:
     heading.append(
         f"\n{answer['document_tokens']:,} tokens, row {answer['shard_row']:,} of shard {answer['shard']:,}\n"
     )
-    heading.append(f"read {counts['read']:,} times until step {opened.step:,}, to be read {counts['to_come']:,} times ")
+    heading.append(
+        f"read {counts['read']:,} times until step {opened.position.step:,}, to be read {counts['to_come']:,} times "
+    )
     heading.append(f"until step {opened.steps:,}, undone by a rewind {counts['undone']:,} times")
     table = Table(box=box.SIMPLE_HEAD)
     for name in ("step", "row", "epoch", "stage", "tokens of it", "slots"):
@@ -93,7 +102,9 @@ def document_tables(opened: Opened, answer: dict[str, Any]) -> Group:
         table.add_row(*places, *spans, told)
     if answer["left_out"]:
         table.caption = f"and {answer['left_out']:,} more; --limit N lists N, --json all"
-    return Group(heading, table) if answer["readings"] else Group(heading)
+    if not answer["readings"]:
+        table = Text("no window that the run reads has it")
+    return Group(heading, table)
 
 
 def pipeline_texts(pipelines: Mapping[str, dict[str, Any]]) -> Group:

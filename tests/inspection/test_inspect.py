@@ -1,21 +1,22 @@
 """`maxlm inspect` as a user types it, on runs of real documents."""
 
 import json
-import re
 import shutil
 import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
 
-import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from maxlm.config import to_yaml
+from maxlm.config import load, to_yaml
+from maxlm.data import records
 from maxlm.data.loader import Batches
+from maxlm.data.shards import Shards
+from maxlm.data.sources import open_sources
 from maxlm.data.tokenizer import Tokenizer
-from maxlm.train.position import Position, layout
+from maxlm.train.position import layout
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = {"model": ROOT / "maxlm", "prep": ROOT / "data_prep"}  # of which the sources were prepared
@@ -271,63 +272,6 @@ def test_text_that_a_terminal_would_obey_is_written_as_numbers(standing, inspect
     assert "\x1b[2J" not in out and "\u202e" not in out and r"\x1b[2J\x202e[bold]" in out.replace(" ", "")
 
 
-def test_the_mixture_is_counted_and_drawn(standing, answer, inspect):
-    found = answer(standing.dir, "--mixture")
-    assert [part["why"] for part in found["parts"]] == ["start", "rewind", "stage"]
-    assert (found["steps"], found["tokens"], found["without_data"]) == (48, 22368, [])
-    assert sum(found["tokens_by_source"].values()) == found["tokens"] == sum(part["tokens"] for part in found["parts"])
-    start, back, stage = found["parts"]
-    assert (start["steps"], back["steps"], stage["steps"]) == ([1, 5], [6, 8], [9, 48])
-    assert start["undone_examples"] == 16 and back["empty_examples"] == 5 and stage["seq_len"] == 64
-    assert set(stage["abandoned_tokens"]) == {"model", "prep"}
-    schedule = Position.from_json(standing.position.to_json()).schedule
-    assert stage["tokens_by_source"] == {
-        name: (schedule.segments[-1].read(320)[name] - schedule.segments[-1].offsets[name]) * 64
-        for name in ("model", "prep")
-    }
-    code, out, _ = inspect(standing.dir, "--mixture")
-    assert code == 0
-    for text in ("mixture: 48 steps, 22,368 tokens; 12 steps are done", "A model", "B prep", "|1", "5 empty examples",
-                 "undone by a rewind: 16 examples", "abandoned at step 9"):  # fmt: skip
-        assert text in out
-    rows = [
-        line[5:].strip() for line in out.splitlines() if set(line[5:].strip()) and set(line[5:].strip()) <= {"A", "B"}
-    ]
-    assert len(rows) == 12 and {len(row) for row in rows} == {72}
-    assert rows[0] == "A" * 72 and rows[-1] == "B" * 72
-
-
-def test_the_mixture_of_data_that_are_not_here_has_no_epochs(standing, make_config, answer, inspect, tmp_path):
-    nowhere = {"model": {"path": "/nowhere/model"}, "prep": {"path": "/nowhere/prep", "max_epochs": 1}}
-    config = make_config({"data.mixture": standing.config.model_dump(mode="json")["data"]["mixture"]})
-    path = tmp_path / "laptop.yaml"
-    path.write_text(to_yaml(config.model_copy(update={"data": config.data.model_copy(update={"sources": {}})})))
-    words = (path, f"data.sources={json.dumps(nowhere)}", "name=laptop", "--mixture")
-    found = answer(*words)
-    assert found["without_data"] == ["model", "prep"] and all(part["epochs"] == {} for part in found["parts"])
-    there = layout(config, standing.sources.train).begin()
-    assert found["steps"] == there.steps(config.total_tokens)
-    assert "not here: model, prep; epochs, and where data run out, need the data" in inspect(*words)[1]
-
-
-def test_where_data_run_out_is_told(make_config, inspect, answer, tmp_path):
-    for exhausted, message in [
-        ("stop", "the run ends with"),
-        ("renormalise", "the others go on with their shares"),
-    ]:
-        config = make_config({"data.exhausted": exhausted, "train.total_tokens": 10**6}, name=exhausted)
-        path = tmp_path / f"{exhausted}.yaml"
-        path.write_text(to_yaml(config))
-        code, out, _ = inspect(path, "data.sources.prep.max_epochs=1", "--mixture")
-        out = " ".join(out.split())
-        assert code == 0 and "data run out at token" in out and message in out
-        assert "prep has been read 1 times" in out and f"data.exhausted: {exhausted}" in out
-        found = answer(path, "data.sources.prep.max_epochs=1", "--mixture")
-        (after,) = [part for part in found["parts"] if part["used_up"]]
-        assert after["used_up"] == ["prep"] and after["why"] == ("end" if exhausted == "stop" else "exhausted")
-        assert found["parts"][0]["epochs"]["prep"] == 1
-
-
 def test_looking_imports_no_jax(standing):
     program = (
         "import sys; from maxlm import cli\n"
@@ -340,14 +284,74 @@ def test_looking_imports_no_jax(standing):
         assert subprocess.run(command, cwd=ROOT, capture_output=True).returncode == 0
 
 
-def test_any_number_of_online_segments_is_shown_as_one(stand, answer, inspect):
-    def story(laid):
-        schedule = laid.begin()
-        for step in range(2, 300, 2):
-            schedule = laid.weighted({"model": 1 + np.sin(step), "prep": 1}).reweigh(schedule, step)
-        return Position(0, 0, 0, 0, schedule)
+def test_documents_that_are_packed_whole_are_those_of_the_batch(standing, answer, inspect, tmp_path):
+    data = standing.config.data.model_dump(mode="json") | {"packing": "bestfit", "overlong": "split"}
+    path = tmp_path / "packed.yaml"
+    path.write_text(to_yaml(standing.config.model_validate(standing.config.model_dump(mode="json") | {"data": data})))
+    config = load(path, ["name=packed"])
+    sources = open_sources(config.data, config.model.vocab_size, config.seed).train
+    schedule = layout(config, sources).begin()
+    batches = Batches(sources, schedule, rows={8: range(8)}, num_steps=schedule.steps(config.total_tokens))
+    tokenizer = Tokenizer(sources["model"].shards.local_tokenizer(), sources["model"].shards.manifest.tokenizer)
+    for step in (1, 12, 30):
+        batch = batches[step - 1]
+        for one in answer(path, "name=packed", "--step", step)["documents"]:
+            low, high = one["slots"]
+            assert one["text"] == tokenizer.decode(batch["tokens"][one["row"], low:high])
+    document = one["document"]["id"]
+    (found,) = answer(path, "name=packed", "--document", document)["documents"]
+    spans = [span["tokens"] for read in found["readings"] if read["step"] == step for span in read["spans"]]
+    assert one["tokens"] in spans
 
-    run = stand([{"tokens": 256 * 400, "weights": {"model": 3, "prep": 1}}], story)
-    assert len(answer(run.dir, "--mixture")["parts"]) == 150
-    out = inspect(run.dir, "--mixture")[1]
-    assert out.count("online") == 1 and re.search(r"│ +3 │ +400 │.*online", out)
+
+def test_a_document_that_packing_leaves_out_is_never_read(make_config, answer, inspect, tmp_path):
+    shards = Shards(make_config().data.sources["model"].path)
+    spans = [shards.span(0, row) for row in range(shards.manifest.documents)]
+    *_, second, longest = sorted((stop - first, row) for row, (first, stop) in enumerate(spans))
+    config = make_config(
+        {
+            "data.packing": "bestfit",
+            "data.overlong": "drop",
+            "data.seq_len": second[0],
+            "train.batch_tokens": second[0] * 8,
+            "data.mixture": [{"tokens": second[0] * 800, "weights": {"model": 1}}],
+        },
+        name="dropped",
+    )
+    path = tmp_path / "dropped.yaml"
+    path.write_text(to_yaml(config))
+    (kept,), (dropped,) = (
+        answer(path, "--document", records.read(shards, [(0, row)])[0]["id"])["documents"]
+        for _, row in (second, longest)
+    )
+    assert len(kept["readings"]) > 1 and dropped["readings"] == [] and set(dropped["counts"].values()) == {0}
+    shown = inspect(path, "--document", dropped["document"]["id"])[1]
+    assert "no window that the run reads has it" in shown
+
+
+def test_what_fill_in_the_middle_rearranges_is_marked(make_config, answer, inspect, tmp_path):
+    sentinels = {"prefix": "Q", "suffix": "Z", "middle": "X"}  # any tokens will do
+    config = make_config({"data.sources.prep.fim": {"rate": 0.5, "level": "token"} | sentinels}, name="filled")
+    path = tmp_path / "filled.yaml"
+    path.write_text(to_yaml(config))
+    sources = open_sources(config.data, config.model.vocab_size, config.seed).train
+    schedule = layout(config, sources).begin()
+    batches = Batches(sources, schedule, rows={8: range(8)}, num_steps=20)
+    tokenizer = Tokenizer(sources["prep"].shards.local_tokenizer(), sources["prep"].shards.manifest.tokenizer)
+    marks = Counter()
+    for step in range(1, 21):
+        for one in answer(path, "--step", step)["documents"]:
+            trained = tokenizer.decode(batches[step - 1]["tokens"][one["row"], slice(*one["slots"])])
+            assert (one["text"] != trained) == one["rearranged"]
+            marks[one["source"], one["rearranged"]] += 1
+        if marks["prep", True] and "rearranged by fill-in-the-middle" in inspect(path, "--step", step)[1]:
+            break
+    assert marks["prep", True] and marks["model", False] and not marks["model", True]
+
+
+def test_what_follows_from_losses_that_are_to_come_is_told(make_config, answer, inspect, tmp_path):
+    dynamic = {"data.dynamic": {"name": "online", "every_steps": 3}}
+    path = tmp_path / "online.yaml"
+    path.write_text(to_yaml(make_config(dynamic, name="online")))
+    assert (answer(path, "--step", 1)["known_steps"], answer(path, "--step", 1)["steps"]) == (6, 20)
+    assert "its mixture follows the losses: steps after 6 are as it would be unchanged" in inspect(path, "--step", 1)[1]
