@@ -2,6 +2,7 @@
 
     python tools/bench_open.py                       # 1 x 10, 10 x 100 and 200 x 50 = 10,000 shards
     python tools/bench_open.py --cases 200x50 --open-files 256
+    python tools/bench_open.py --store
 
 Writes small synthetic shards with manifests of the usual size, opens them in a fresh process per case and reads
 windows of every source in turn. Memory is RssAnon of Linux: what the process owns, without the pages of files, which
@@ -17,10 +18,13 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
+from object_server import in_a_process
 
+from maxlm.config import CacheConfig
 from maxlm.data.shards import (
     HASH_DTYPE,
     HASHES,
@@ -42,15 +46,19 @@ DOCUMENT = 64  # tokens
 def main() -> None:
     args = parse()
     if args.case:
-        print(json.dumps(measure(Path(args.case), args)))
+        print(json.dumps(measure(*args.case, args)))
         return
     for case in args.cases:
         sources, shards = map(int, case.split("x"))
         with tempfile.TemporaryDirectory() as folder:
             for number in range(sources):
-                write(Path(folder) / f"source{number:03d}", shards, args.shard_tokens, number)
-            command = [sys.executable, __file__, *sys.argv[1:], f"--case={folder}"]
-            result = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+                write(Path(folder, "data", f"source{number}"), shards, args.shard_tokens, number)
+            serving = in_a_process(Path(folder, "data")) if args.store else nullcontext(f"{folder}/data")
+            with serving as place:
+                places = [f"{place}/source{number}" for number in range(sources)]
+                Path(folder, "places").write_text("\n".join(places))
+                command = [sys.executable, __file__, *sys.argv[1:], "--case", f"{folder}/places", f"{folder}/cache"]
+                result = subprocess.run(command, check=True, capture_output=True, text=True).stdout
         print(json.dumps({"sources": sources, "shards": sources * shards} | json.loads(result)), flush=True)
 
 
@@ -63,15 +71,15 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seq-len", type=int, default=2048, help="tokens of a window")
     parser.add_argument("--windows", type=int, default=600, help="windows that are read, of every source in turn")
     parser.add_argument("--open-files", type=int, default=1024, help="the process's limit of open files (ulimit -n)")
-    parser.add_argument("--case", help=argparse.SUPPRESS)
+    parser.add_argument("--store", action="store_true", help="read from an object store on loopback")
+    parser.add_argument("--case", nargs=2, help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
-def measure(folder: Path, args: argparse.Namespace) -> dict:
+def measure(places: str, cache: str, args: argparse.Namespace) -> dict:
     resource.setrlimit(resource.RLIMIT_NOFILE, (args.open_files, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
-    directories = sorted(folder.iterdir())
     before, began = memory_mib(), time.perf_counter()
-    sources = [Shards(directory) for directory in directories]
+    sources = [Shards(place, CacheConfig(directory=cache)) for place in Path(places).read_text().split()]
     opened, opened_mib = time.perf_counter(), memory_mib()
     rng, total = np.random.default_rng(0), 0
     for window in range(args.windows):
@@ -103,7 +111,7 @@ def memory_mib() -> float:
 
 def write(directory: Path, shards: int, shard_tokens: int, seed: int) -> None:
     """Shards of random tokens; the documents' tables stand in the manifest alone, as nothing reads them here."""
-    directory.mkdir()
+    directory.mkdir(parents=True)
     rng = np.random.default_rng(seed)
     entries = []
     for number in range(shards):

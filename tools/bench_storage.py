@@ -10,16 +10,13 @@ itself, the store with an empty cache without and with reading ahead, and the st
 
 import argparse
 import json
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from bench_open import write
+from bench_open import memory_mib, write
+from object_server import in_a_process
 
 from maxlm.config import CacheConfig
 from maxlm.data.read_ahead import ReadAhead, Span
@@ -33,7 +30,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "source"
         write(source, args.shards, args.tokens // args.shards, 0)
-        with serving(Path(folder), args) as url:
+        with in_a_process(Path(folder), args.latency, args.bandwidth) as url:
             cold = [CacheConfig(directory=f"{folder}/cache{ahead}", read_ahead=ahead, **settings(args))
                     for ahead in (0, args.read_ahead)]  # fmt: skip
             report("disk", Shards(source), cold[0], args)
@@ -64,15 +61,6 @@ def settings(args: argparse.Namespace) -> dict:
     return {"chunk_mib": args.chunk_mib, "threads": args.threads, "gib": 4.0}
 
 
-@contextmanager
-def serving(folder: Path, args: argparse.Namespace) -> Iterator[str]:
-    command = [sys.executable, str(Path(__file__).with_name("object_server.py")), str(folder)]
-    command += [f"--latency={args.latency}", f"--bandwidth={args.bandwidth}"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
-        yield server.stdout.readline().strip()
-        server.terminate()
-
-
 def report(way: str, shards: Shards, cache: CacheConfig, args: argparse.Namespace) -> None:
     waits, began = [], time.perf_counter()
     ahead = ReadAhead(lambda step: spans(shards, step, args), args.steps, cache) if cache.read_ahead else None
@@ -95,6 +83,7 @@ def report(way: str, shards: Shards, cache: CacheConfig, args: argparse.Namespac
         "longest_wait": round(max(waits), 3),
         "first_wait": round(waits[0], 3),
         "steps_that_waited": sum(wait > 0.02 for wait in waits),
+        "anonymous_mib": round(memory_mib()),
     }
     print(json.dumps(line | vars(args)), flush=True)
 

@@ -28,10 +28,11 @@ class Maps:
         return len(self._arrays)
 
     def get(self, key: Hashable) -> np.ndarray | None:
-        with self._lock:
-            if (found := self._arrays.get(key)) is not None:
-                self._arrays.move_to_end(key)
-            return found
+        try:  # without the lock, which would take longer than both operations, each of which is atomic
+            self._arrays.move_to_end(key)
+            return self._arrays[key]
+        except KeyError:
+            return None
 
     def put(self, key: Hashable, array: np.ndarray) -> np.ndarray:
         with self._lock:

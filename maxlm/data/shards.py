@@ -268,7 +268,7 @@ class Shards:
         """Tokens start..stop, across shard files; a view of a mapped file where one holds them all."""
         pieces = self._locate(start, stop)
         if len(pieces) == 1:
-            shard, piece, first, last = pieces[0]
+            ((shard, piece, first, last),) = pieces
             return self._array(shard, piece)[first:last]
         return np.concatenate([self._array(shard, piece)[first:last] for shard, piece, first, last in pieces])
 
@@ -367,14 +367,13 @@ class Shards:
     def _locate(self, start: int, stop: int) -> list[tuple[int, int, int, int]]:
         """Where tokens start..stop lie: shard, piece of it, first and last + 1 of the piece's tokens."""
         self._check(start, stop)
-        found = []
+        starts, size, found = self._starts, self._piece, []
         while start < stop:
-            shard = bisect_right(self._starts, start) - 1
-            piece, first = divmod(start - self._starts[shard], self._piece)
-            left = self._starts[shard + 1] - self._starts[shard] - piece * self._piece
-            last = min(first + stop - start, self._piece, left)
-            found.append((shard, piece, first, last))
-            start += last - first
+            shard = bisect_right(starts, start) - 1
+            piece, first = divmod(start - starts[shard], size)
+            end = min(stop, starts[shard + 1], start - first + size)
+            found.append((shard, piece, first, first + end - start))
+            start = end
         return found
 
     def _array(self, shard: int, piece: int) -> np.ndarray:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
 import numpy as np
@@ -122,3 +123,16 @@ def test_data_prepared_anew_in_the_same_place_is_read_anew(write_shards, documen
     former.directory.rename(tmp_path / "former")
     assert write_shards("one", documents_of([9], first=100)).read(0, 8).tolist() == list(range(100, 108))
     assert former.read(0, 8).tolist() == list(range(1, 9))
+
+
+def test_threads_read_the_right_tokens_while_maps_come_and_go(write_shards, random_documents, few_maps):
+    source = write_shards("one", random_documents(0, 400), shards=20)
+    everything = source.read(0, len(source)).copy()
+
+    def read(seed: int) -> bool:
+        starts = np.random.default_rng(seed).integers(0, len(source) - 50, 400).tolist()
+        return all(np.array_equal(source.read(start, start + 50), everything[start : start + 50]) for start in starts)
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(read, range(4)))
+    assert len(few_maps) == 5
