@@ -127,12 +127,16 @@ class Sources(NamedTuple):
         return [*(source.shards for source in self.train.values()), *self.validation.values()]
 
 
-def open_present(data: DataConfig, seed: int) -> tuple[dict[str, Source | Endless], list[str]]:
-    """The training sources as far as their data are here, others as `Endless`; and the names of those others."""
-    found = {
-        name: _open(data, name, seed) if is_url(source.path) or (Path(source.path) / MANIFEST).is_file() else Endless()
-        for name, source in data.sources.items()
-    }
+def open_present(data: DataConfig, seed: int, remote: bool = False) -> tuple[dict[str, Source | Endless], list[str]]:
+    """The training sources as far as their data are here, others as `Endless`; and the names of those others.
+
+    What lies in an object store is not here, and nobody is asked for it, unless `remote`.
+    """
+
+    def here(path: str) -> bool:
+        return remote if is_url(path) else (Path(path) / MANIFEST).is_file()
+
+    found = {name: _open(data, name, seed) if here(source.path) else Endless() for name, source in data.sources.items()}
     return found, [name for name, source in found.items() if isinstance(source, Endless)]
 
 

@@ -131,7 +131,7 @@ def _sources(config: Config, data: bool) -> tuple[Mapping[str, Source | Endless]
         opened = open_sources(quick, config.model.vocab_size, config.seed)
         sources, without, validation = opened.train, (), opened.validation
     else:
-        (sources, without), validation = open_present(quick, config.seed), {}
+        (sources, without), validation = open_present(quick, config.seed, remote=True), {}
     _present(sources).pack(_lengths(config), lambda blocks, total: track(blocks, "packing documents", total))
     return sources, without, validation
 
