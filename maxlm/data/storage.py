@@ -80,7 +80,8 @@ class RemoteFolder:
 
     def __init__(self, url: str, config: CacheConfig):
         self._config, self._store = config, Store(url, config)
-        self._cache = Cache(Path(config.directory).expanduser(), int(config.gib * 2**30))
+        # In a folder of its own: packing indexes lie beside it, and everything in it may be deleted.
+        self._cache = Cache(Path(config.directory).expanduser() / "parts", int(config.gib * 2**30))
         # Whoever signs a URL signs it anew for every run: the address alone names what is in the cache.
         self._key = hashlib.sha256(self._store.shown.encode()).hexdigest()[:16]
         self.location, self.where, self.read = self._store.shown, self._store.where, self._store.read

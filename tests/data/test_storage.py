@@ -341,6 +341,17 @@ def test_the_cache_keeps_its_bound_and_what_was_read_last(server, large, make_ca
     assert len(server.asked(".bin")) == 1
 
 
+def test_what_others_keep_beside_it_is_left_alone(server, large, make_cache):
+    """Packing indexes of sources in stores, which take hours to build, lie in the same directory."""
+    cache = make_cache(chunks=4)
+    index = Path(cache.directory) / "packing" / "index"
+    index.parent.mkdir(parents=True)
+    index.write_bytes(bytes(MIB))
+    os.utime(index, (0, 0))
+    assert_same(Shards(f"{server.url}/web", cache), large)
+    assert index.exists() and len(server.asked(".bin")) == 6
+
+
 def test_what_is_mapped_stays_readable_when_it_is_deleted(web, server, large):
     view = web.read(0, 1000)
     for path in files_of(web._folder._config):
@@ -400,7 +411,7 @@ def test_processes_share_the_cache(chunks, server, large, make_cache):
 def test_a_cache_that_cannot_be_written_is_named(server, make_cache, tmp_path):
     (tmp_path / "file").write_text("")
     shards = Shards(f"{server.url}/web", make_cache(directory=str(tmp_path / "file" / "cache")))
-    with pytest.raises(DataError, match=r"file/cache: the cache cannot be written .*data.cache.directory"):
+    with pytest.raises(DataError, match=r"file/cache/parts: the cache cannot be written .*data.cache.directory"):
         shards.read(0, 10)
 
 
