@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import NamedTuple
@@ -146,9 +147,13 @@ def open_sources(data: DataConfig, vocab_size: int, seed: int) -> Sources:
     Raises `DataError` for a directory that is missing, unreadable or empty, `ConfigError` where tokenizers differ
     or have more ids than the model's vocabulary.
     """
-    train = {name: _open(data, name, seed) for name in data.sources}
-    validation = {name: Shards(source.path, data.cache) for name, source in data.validation.items()}
-    sources = Sources(train, validation)
+    # Side by side: each source in a store takes a request.
+    with ThreadPoolExecutor(data.cache.threads) as pool:
+        train = pool.map(partial(_open, data, seed=seed), data.sources)
+        validation = pool.map(lambda source: Shards(source.path, data.cache), data.validation.values())
+        sources = Sources(
+            dict(zip(data.sources, train, strict=True)), dict(zip(data.validation, validation, strict=True))
+        )
     first = sources.shards[0]
     for shards in sources.shards:
         if len(shards) < 2:
@@ -163,7 +168,7 @@ def open_sources(data: DataConfig, vocab_size: int, seed: int) -> Sources:
             f"model.vocab_size is {vocab_size}, the tokenizer of {first.directory} has {needed} ids; set it to at "
             f"least {needed}, for example {-(-needed // 128) * 128} (a multiple of 128)"
         )
-    for source in train.values():
+    for source in sources.train.values():
         source.fim  # noqa: B018  what the tokenizer lacks is said before anything begins
     return sources
 

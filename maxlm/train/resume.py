@@ -3,13 +3,14 @@
 from typing import Any
 
 from maxlm.config import Config, DoremiConfig
+from maxlm.data.store import redact
 from maxlm.errors import ConfigError
 
 # Keys that do not change what is computed.
 FREE = (
     "mesh", "pipeline", "parallel", "remat", "kernels", "compiler", "hardware", "optimizer.offload", "logging", "eval",
     "checkpoint", "processes", "runs_dir", "loss.split", "loss.chunk", "loss.block", "train.accumulate", "data.workers",
-    "data.prefetch", "data.verify", "data.validation", "data.dynamic.reference", "faults.max_skips",
+    "data.cache", "data.prefetch", "data.verify", "data.validation", "data.dynamic.reference", "faults.max_skips",
     "faults.max_rewinds",
 )  # fmt: skip
 
@@ -39,12 +40,21 @@ def recorded_changes(old: Config, new: Config) -> Changes:
     taken = {key for key, change in changes.items() if _under(key, RECORDED) or _is_source(key, change, new)}
     refused = {key: change for key, change in changes.items() if key not in taken}
     if refused:
-        listed = "; ".join(f"{key}: {before!r} -> {after!r}" for key, (before, after) in sorted(refused.items()))
+        listed = "; ".join(f"{key}: {before!r} -> {after!r}" for key, (before, after) in sorted(shown(refused).items()))
         raise ConfigError(
             f"{new.run_dir} holds a run with another configuration, and these keys cannot change in it: {listed}; "
             "set them back, or choose another name"
         )
     return changes
+
+
+def shown(value: Any) -> Any:
+    """Values as they may be told and written down: signed URLs without their signatures."""
+    if isinstance(value, dict):
+        return {key: shown(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(map(shown, value))
+    return redact(value) if isinstance(value, str) else value
 
 
 def change_data(changes: Changes) -> bool:
@@ -56,9 +66,10 @@ def check_manifests(old: dict[str, str], new: dict[str, str], config: Config) ->
     """Training sources must hold the same tokens as before, by the hashes of their manifests."""
     for name in sorted(old.keys() & new.keys()):
         if old[name] != new[name]:
+            path = redact(config.data.sources[name].path)
             raise ConfigError(
-                f"data.sources.{name}: {config.data.sources[name].path} was prepared anew since {config.run_dir} "
-                f"began (manifest {old[name][:12]}, now {new[name][:12]}); restore the data, or choose another name"
+                f"data.sources.{name}: {path} was prepared anew since {config.run_dir} began (manifest "
+                f"{old[name][:12]}, now {new[name][:12]}); restore the data, or choose another name"
             )
 
 

@@ -68,7 +68,7 @@ class Run:
         mine = self.config.model_dump(mode="json") | {"manifests": self.manifests} | self._reference_entry
         first = json.loads(gather(json.dumps(mine))[0])
         with together():
-            if unlike := resume.differences(first, mine):
+            if unlike := resume.shown(resume.differences(first, mine)):
                 listed = "; ".join(f"{key}: {before!r} there, {here!r} here" for key, (before, here) in unlike.items())
                 raise ConfigError(f"process 0 was started with another configuration or other data: {listed}")
             for shards in self.sources.shards:
@@ -104,7 +104,7 @@ class Run:
             packed = {name: source.packed(seq_len)._asdict() for name, source in self.sources.train.items()}
             self.metrics.log_event("packing", position.step, seq_len=seq_len, sources=packed)
         if changes:
-            self.metrics.log_event("config_changed", position.step, changes=changes)
+            self.metrics.log_event("config_changed", position.step, changes=resume.shown(changes))
 
     def _write_down(self) -> None:
         try:

@@ -20,7 +20,7 @@ from maxlm.config import Config, to_yaml
 from maxlm.errors import ConfigError, DataError, DivergedError, SaveError
 from maxlm.report.metrics import read_lines
 from maxlm.train import loop
-from maxlm.train.resume import check_indexes, recorded_changes
+from maxlm.train.resume import check_indexes, recorded_changes, shown
 from maxlm.train.state import check_host_memory
 
 TIMINGS = ("step_seconds", "data_wait_seconds", "tokens_per_second", "seconds", "goodput", "hbm_gib", "mfu")
@@ -360,3 +360,14 @@ def test_nothing_to_load_names_the_path(tmp_path):
 
     with pytest.raises(DataError, match="holds no checkpoint"):
         load(tmp_path)
+
+
+def test_signatures_of_urls_are_neither_told_nor_written_down(make_config):
+    signed = {"data.sources.more": {"path": "s3://bucket/more?X-Signature=secret", "order": "as_written"}}
+    old, new = make_config(), make_config(signed)
+    changes = shown(recorded_changes(old, new))
+    assert changes["data.sources.more"][1]["path"] == "s3://bucket/more"
+    with pytest.raises(ConfigError, match="data.sources.more") as refused:
+        recorded_changes(new, old)
+    assert "secret" not in str(refused.value)
+    assert recorded_changes(old, make_config({"data.cache.gib": 1})) == {}
