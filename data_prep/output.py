@@ -47,7 +47,7 @@ def find(folder: Folder, output: Output) -> layout.Manifest | None:
         shards.verify("sizes")
     except (OSError, DataError):
         return None
-    return shards.manifest
+    return layout.read_manifest(output.directory)
 
 
 def assemble(
