@@ -218,3 +218,30 @@ def test_a_shard_file_missing_on_one_host_is_told_by_all(make_config, prepared, 
         (line,) = told(output)
         assert line.startswith("error: process 1: prep/tokens-00000.bin: missing")
     assert not config.run_dir.exists()
+
+
+@pytest.mark.slow
+def test_two_processes_pass_through_stages_as_one_does_and_one_goes_on(make_config, tmp_path):
+    """Another mixture inside a batch, a larger batch, a longer example; documents packed whole by one of them."""
+    stages = [
+        {"tokens": 32 * 20, "weights": {"model": 3, "prep": 1}},
+        {"tokens": 32 * 17, "weights": {"model": 1, "prep": 3}},
+        {"tokens": 512 * 2, "weights": {"model": 1, "prep": 1}, "batch_tokens": 512},
+        {"tokens": 512 * 3, "weights": {"prep": 1}, "batch_tokens": 512, "seq_len": 64},
+    ]
+    changes = CHANGES | {"data.mixture": stages, "data.packing": "bestfit", "eval.every_steps": None}
+    total = sum(stage["tokens"] for stage in stages)
+    one = make_config(changes | {"train.total_tokens": total}, name="one")
+    loop.train(one, jax.devices()[:1])
+    two = make_config(changes | {"train.total_tokens": total - 512}, name="two")
+    codes, outputs = finish(start(two, tmp_path, 2), two, tmp_path)
+    assert codes == [0, 0], outputs
+    loop.train(make_config(changes | {"train.total_tokens": total}, name="two"), jax.devices()[:1])
+    lines, expected = (read_lines(config.run_dir / "metrics.jsonl") for config in (two, one))
+    assert [line["tokens"] for line in expected] == [256, 512, 768, 1024, 1184, 1696, 2208, 2720, 3232, 3744]
+    for name in ("tokens", "tokens_by_source", "target_tokens"):
+        assert [line[name] for line in lines] == [line[name] for line in expected]
+    np.testing.assert_allclose([line["loss"] for line in lines], [line["loss"] for line in expected], rtol=1e-5)
+    runs = [saved.read_run(saved.latest(config.run_dir)) for config in (one, two)]
+    assert runs[0]["loader"] == runs[1]["loader"] and runs[0]["indexes"] == runs[1]["indexes"]
+    assert [event["step"] for event in events(two, "mixture")] == [2, 5, 7]
