@@ -224,8 +224,8 @@ def open_index(
             the caller's main module, so that needs a guard (`if __name__ == "__main__"`).
         progress: wraps the loop over the blocks of a build, as in progress(blocks, number of blocks).
         verify: of an index that is there: every byte against its checksum, or file sizes alone.
-    Raises: `DataError` for a damaged index, `ConfigError` where every document is dropped, `SaveError` where the index
-        can be written nowhere.
+    Raises: `DataError` for a damaged index or damaged data, `ConfigError` where every document is dropped, `SaveError`
+        where the index can be written nowhere.
     """
     key = Key(manifest=shards.manifest.hash, seq_len=seq_len, block_tokens=block_tokens, overlong=overlong)
     beside = [] if shards.remote else [shards.directory / FOLDER / key.name]
@@ -270,6 +270,7 @@ def _length_dtype(seq_len: int) -> np.dtype:
 
 def _build(shards: Shards, key: Key, places: list[Path], workers: int, progress: Progress) -> Path:
     """Write the index into the first place that can be written; returns where it lies."""
+    shards.verify_indexes()
     for place in places:
         staging = place.with_name(f".{place.name}.{uuid.uuid4().hex}")
         try:

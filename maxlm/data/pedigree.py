@@ -135,9 +135,8 @@ class Readings:
     def _reading(self, segment: Segment, position: int, state: State, epoch: int, block: int, window: int) -> Reading:
         index = list(segment.weights).index(self.source.name)
         inside = segment.shares.example_of(index, position - segment.offsets[self.source.name])
-        steps, row = divmod(inside + segment.lead, segment.batch_size)
-        example, step = segment.first_example + inside, segment.first_step + steps
-        return Reading(step, row, example, state, epoch, block, window, segment.seq_len)
+        example, row = segment.first_example + inside, (inside + segment.lead) % segment.batch_size
+        return Reading(self.schedule.step_of(example), row, example, state, epoch, block, window, segment.seq_len)
 
     def _windows(self, stretch: _Stretch) -> tuple[SourceOrder, dict[int, Ints]]:
         """The order of the stretch, and the document's windows by block."""

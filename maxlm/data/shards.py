@@ -348,10 +348,20 @@ class Shards:
             if sizes[name] != size:
                 raise DataError(f"{where}: has {sizes[name]} bytes, the manifest says {size}; the file is damaged")
         if level == "checksums":
-            mine = files[part::parts]
-            for file, digest in zip(mine, self._folder.digests(mine), strict=True):
-                if digest != file.sha256:
-                    raise altered(self._folder.where(file.name))
+            self._compare(files[part::parts])
+
+    def verify_indexes(self) -> None:
+        """Compare where documents end with the manifest's checksums, whatever else is compared.
+
+        What is derived from them and kept must not outlive damage to them.
+        """
+        self._compare([self._file(shard, index_name) for shard in range(len(self.manifest.shards))])
+
+    def _compare(self, files: Sequence[File]) -> None:
+        """Raise `DataError` naming the first file whose contents are not those of its checksum."""
+        for file, digest in zip(files, self._folder.digests(files), strict=True):
+            if digest != file.sha256:
+                raise altered(self._folder.where(file.name))
 
     def _file(self, shard: int, named: Callable[[int], str]) -> File:
         name = named(shard)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from shard_files import write_directory
 
 from maxlm.data import bestfit, placement
-from maxlm.data.shards import Shards
+from maxlm.data.shards import Shards, index_name
 from maxlm.errors import ConfigError, DataError, MaxlmError, SaveError
 
 FILES = [*bestfit.ARRAYS, bestfit.RECORD]
@@ -313,6 +313,19 @@ def test_missing_truncated_and_altered_files_are_named(two_sources, name):
             bestfit.open_index(shards, 16, "split", block_tokens=500)
     shutil.rmtree(index.directory)
     assert bestfit.open_index(shards, 16, "split", block_tokens=500).hash == index.hash
+
+
+def test_no_index_is_built_of_damaged_data(two_sources):
+    """It would be kept under the manifest's name, and still be used when the data is whole again."""
+    shards = Shards(two_sources["web"].directory)
+    path = shards.directory / index_name(1)
+    content = path.read_bytes()
+    path.write_bytes(bytes([content[0] ^ 1]) + content[1:])
+    with pytest.raises(DataError, match=f"{path}: its contents differ from the manifest's checksum"):
+        bestfit.open_index(shards, 16, "split", verify="sizes")
+    assert not list(shards.directory.glob("packing/*"))
+    path.write_bytes(content)
+    bestfit.open_index(Shards(shards.directory), 16, "split")
 
 
 def test_sizes_alone_may_be_compared(two_sources):
