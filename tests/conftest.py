@@ -13,10 +13,12 @@ os.environ["JAX_COMPILATION_CACHE_DIR"] = str(Path(__file__).parent.parent / ".p
 os.environ["DO_NOT_TRACK"] = "1"
 
 import json  # noqa: E402
+import sys  # noqa: E402
 
 import pytest  # noqa: E402
 from tiny import RUN  # noqa: E402
 
+from maxlm import cli  # noqa: E402
 from maxlm.config import Config, load, validate  # noqa: E402
 
 FIM_TOKENS = ["<fim_prefix>", "<fim_suffix>", "<fim_middle>"]
@@ -59,3 +61,18 @@ def make_config(prepared: Path, tmp_path: Path):
         return load(path, overrides)
 
     return make
+
+
+@pytest.fixture
+def run_command(monkeypatch, capsys):
+    """run_command("train", "x.yaml") -> (exit code, stdout, stderr)."""
+
+    def run(*words: str | Path) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["maxlm", *map(str, words)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        out = capsys.readouterr()
+        return stopped.value.code or 0, out.out, out.err
+
+    return run

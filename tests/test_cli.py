@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import fsspec
@@ -10,24 +9,8 @@ import jax
 import pytest
 from tiny import RUN
 
-from maxlm import cli
 from maxlm.config import load, to_yaml
 from maxlm.train import loop
-
-
-@pytest.fixture
-def run_command(monkeypatch, capsys):
-    """run_command("train", "x.yaml") -> (exit code, stdout, stderr)."""
-
-    def run(*words: str | Path) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["maxlm", *map(str, words)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stopped:
-            cli.main()
-        out = capsys.readouterr()
-        return stopped.value.code or 0, out.out, out.err
-
-    return run
 
 
 @pytest.fixture

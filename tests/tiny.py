@@ -1,6 +1,7 @@
 """The smallest configurations that have every part of a run."""
 
 from maxlm.config import Config, ModelConfig, validate
+from maxlm.data.schedule import Stage
 
 MODEL = {
     "vocab_size": 64,
@@ -54,3 +55,12 @@ eval: {{every_steps: 8, sequences: 8}}
 logging: {{every_steps: 3, tensorboard: false}}
 runs_dir: {runs}
 """
+
+# Stages of two sources: lengths that divide a block of 240 tokens and one that does not, a shape that changes back,
+# weights that vanish, an end inside a batch.
+STAGES = [
+    Stage(16 * 8 * 5 + 16 * 3, {"web": 3, "code": 1}, 8, 16),
+    Stage(16 * 8 * 4, {"web": 1}, 8, 16),
+    Stage(24 * 4 * 20, {"web": 1, "code": 2}, 4, 24),
+    Stage(16 * 8 * 30, {"web": 1, "code": 1}, 8, 16),
+]

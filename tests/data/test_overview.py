@@ -4,6 +4,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from tiny import STAGES
 
 from maxlm.config import SourceConfig
 from maxlm.data import order
@@ -12,12 +13,6 @@ from maxlm.data.overview import overview
 from maxlm.data.schedule import Layout, Point, Stage
 from maxlm.data.sources import Endless, Source
 
-STAGES = [
-    Stage(16 * 8 * 5 + 16 * 3, {"web": 3, "code": 1}, 8, 16),
-    Stage(16 * 8 * 4, {"web": 1}, 8, 16),
-    Stage(24 * 4 * 20, {"web": 1, "code": 2}, 4, 24),
-    Stage(16 * 8 * 30, {"web": 1, "code": 1}, 8, 16),
-]
 TOTAL = sum(stage.tokens for stage in STAGES)
 
 

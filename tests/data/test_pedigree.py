@@ -8,23 +8,17 @@ from itertools import accumulate, pairwise
 import numpy as np
 import pytest
 from shard_files import documents_of_random_lengths
+from tiny import STAGES
 
 from maxlm.config import SourceConfig
 from maxlm.data import bestfit, order
 from maxlm.data.loader import Batches
 from maxlm.data.pedigree import Readings, examples_of, fragments
-from maxlm.data.schedule import Layout, Point, Schedule, Stage
+from maxlm.data.schedule import Layout, Point, Schedule
 from maxlm.data.sources import Source
 
 DOCUMENTS = {"web": documents_of_random_lengths(0, 120), "code": documents_of_random_lengths(1, 50, first=10_000)}
 SHARDS = {"web": 3, "code": 1}
-# Lengths that divide a block and one that does not, a shape that changes back, weights that vanish.
-STAGES = [
-    Stage(16 * 8 * 5 + 16 * 3, {"web": 3, "code": 1}, 8, 16),
-    Stage(16 * 8 * 4, {"web": 1}, 8, 16),
-    Stage(24 * 4 * 20, {"web": 1, "code": 2}, 4, 24),
-    Stage(16 * 8 * 30, {"web": 1, "code": 1}, 8, 16),
-]
 TOTAL = sum(stage.tokens for stage in STAGES)
 
 

@@ -1,13 +1,11 @@
 """Runs as they stand on disk, without having been trained."""
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from maxlm import cli
 from maxlm.config import Config, to_yaml
 from maxlm.data.schedule import Layout
 from maxlm.data.sources import Sources, open_sources
@@ -68,18 +66,9 @@ def standing(stand) -> Standing:
 
 
 @pytest.fixture
-def inspect(monkeypatch, capsys) -> Callable[..., tuple[int, str, str]]:
+def inspect(run_command) -> Callable[..., tuple[int, str, str]]:
     """inspect(path, "--step", 3) -> (exit code, stdout, stderr)."""
-
-    def run(*words: str | int | Path) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["maxlm", "inspect", *map(str, words)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stopped:
-            cli.main()
-        out = capsys.readouterr()
-        return stopped.value.code or 0, out.out, out.err
-
-    return run
+    return lambda *words: run_command("inspect", *words)
 
 
 @pytest.fixture
