@@ -58,10 +58,6 @@ class Run:
             self.sources = open_sources(config.data, config.model.vocab_size, config.seed)
             self.reference = reference.find(config, self.sources.train)
             self.bubble = bubble_fraction(config, self.mesh)
-        lengths = sorted({seq_len for _, seq_len in config.shapes})
-        by_first(lambda: self.sources.pack(lengths, lambda blocks, total: track(blocks, "packing documents", total)))
-        with together():
-            self.layout, self.indexes = layout(config, self.sources.train), self.sources.indexes(lengths)
         self._stack, self._reader = ExitStack(), ExitStack()
 
     def __enter__(self) -> Self:
@@ -75,6 +71,11 @@ class Run:
                 shards.verify(self.config.data.verify, jax.process_index(), jax.process_count())
             if earlier := self._earlier_config():
                 resume.recorded_changes(earlier, self.config)
+        # Last of what needs no directory: it may take long, and writes.
+        lengths = sorted({seq_len for _, seq_len in self.config.shapes})
+        by_first(lambda: self.sources.pack(lengths, lambda blocks, total: track(blocks, "packing documents", total)))
+        with together():
+            self.layout, self.indexes = layout(self.config, self.sources.train), self.sources.indexes(lengths)
         self.checkpoints = self._stack.enter_context(Checkpoints(self.dir, self.config.checkpoint))
         return self
 
