@@ -4,9 +4,11 @@ import importlib.util
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
+
+Runner = Literal["native", "ray"]
 
 app = typer.Typer(
     name="maxlm-prep",
@@ -17,16 +19,54 @@ app = typer.Typer(
 )
 
 
+PIPELINE = typer.Argument(help="YAML file of the pipeline, for example configs/prep/quickstart.yaml.")
+OVERRIDES = typer.Argument(metavar="[KEY=VALUE]...", help="Values that replace those of the file.")
+RUNNER = typer.Option(help="native: processes of this machine; ray: a Ray cluster.")
+ADDRESS = typer.Option(metavar="HOST:PORT", help="With ray: the cluster; without it one is started on this machine.")
+# Every stage is a command, which runs the pipeline up to it.
+STAGES = {
+    "ingest": "Read raw files into shards of text.",
+    "extract": "Turn HTML into text; it happens while files are read, so this is the same as ingest.",
+    "language": "Find each document's language and script.",
+    "exact": "Remove documents whose text is the same.",
+    "rules": "Remove lines and documents by rules of quality.",
+    "fuzzy": "Remove documents that are almost the same.",
+    "lines": "Remove lines and paragraphs that many documents have.",
+    "substrings": "Remove long substrings that occur more than once.",
+    "decontaminate": "Remove what occurs in benchmarks.",
+    "limit": "Keep at most max_bytes of a source.",
+    "tokenizer": "Train or take a tokenizer.",
+    "shards": "Tokenize, shuffle and write the shards that training reads.",
+}
+
+
 @app.command("run")
 def run_command(
-    pipeline: Annotated[
-        Path, typer.Argument(help="YAML file of the pipeline, for example configs/prep/quickstart.yaml.")
-    ],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Values that replace those of the file.")
-    ] = None,
+    pipeline: Annotated[Path, PIPELINE],
+    overrides: Annotated[list[str] | None, OVERRIDES] = None,
+    runner: Annotated[Runner, RUNNER] = "native",
+    address: Annotated[str | None, ADDRESS] = None,
 ) -> None:
     """Prepare the shards of a pipeline; what an earlier run finished is not done again."""
+    _run(pipeline, overrides, runner, address, "shards")
+
+
+def _add_stage(stage: str, text: str) -> None:
+    @app.command(stage, help=f"{text} Runs the pipeline up to this stage.", rich_help_panel="Stages")
+    def stage_command(
+        pipeline: Annotated[Path, PIPELINE],
+        overrides: Annotated[list[str] | None, OVERRIDES] = None,
+        runner: Annotated[Runner, RUNNER] = "native",
+        address: Annotated[str | None, ADDRESS] = None,
+    ) -> None:
+        _run(pipeline, overrides, runner, address, "ingest" if stage == "extract" else stage)
+
+
+for _stage, _text in STAGES.items():
+    _add_stage(_stage, _text)
+
+
+def _run(pipeline: Path, overrides: list[str] | None, runner: Runner, address: str | None, until: str) -> None:
     from rich.console import Console
 
     from data_prep.config import Pipeline
@@ -37,10 +77,11 @@ def run_command(
         if importlib.util.find_spec(module) is None:
             raise MaxlmError(f"the module '{module}' is not installed; maxlm-prep needs it: pip install 'maxlm[prep]'")
     config = load(pipeline, overrides or [], Pipeline)
+    from data_prep.engine import open_workers
     from data_prep.pipeline import run
 
     try:
-        run(config, Console())
+        run(config, Console(), open_workers(runner, config.workers, address), until)
     except KeyboardInterrupt:
         print("interrupted; the same command goes on where it stopped", file=sys.stderr)
         raise typer.Exit(130) from None

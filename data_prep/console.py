@@ -1,9 +1,8 @@
-"""What a run says: progress while a stage works, a line when it ends, and the funnel and the outputs at the end."""
+"""What a run says: progress while a stage works, a line when it ends, and the outputs at the end."""
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -12,18 +11,6 @@ from rich.table import Column, Table
 from maxlm.data.shards import Manifest
 
 LINE_SECONDS = 10.0
-
-
-@dataclass(frozen=True)
-class FunnelRow:
-    """What a stage did to the documents; `dropped` and `noted` count documents by reason."""
-
-    stage: str
-    documents_in: int
-    documents_out: int
-    bytes_out: int
-    dropped: Mapping[str, int] = field(default_factory=dict)
-    noted: Mapping[str, int] = field(default_factory=dict)
 
 
 @contextlib.contextmanager
@@ -58,23 +45,9 @@ def progress(console: Console, stage: str, total_bytes: int) -> Iterator[Callabl
         yield update
 
 
-def print_funnel(console: Console, rows: Sequence[FunnelRow]) -> None:
-    table = Table("stage", _right("documents in"), _right("documents out"), _right("text out"), "dropped", "noted")
-    for row in rows:
-        table.add_row(
-            row.stage,
-            f"{row.documents_in:,}",
-            f"{row.documents_out:,}",
-            size(row.bytes_out),
-            _reasons(row.dropped),
-            _reasons(row.noted),
-        )
-    console.print(table)
-
-
 def print_outputs(console: Console, outputs: Mapping[str, Manifest]) -> None:
     names = ("documents", "text", "tokens", "bytes/token", "shards")
-    table = Table(Column("output", overflow="fold"), *map(_right, names))
+    table = Table(Column("output", overflow="fold"), *map(right, names))
     for directory, manifest in outputs.items():
         table.add_row(
             directory,
@@ -102,9 +75,5 @@ def size(count: float) -> str:
     raise AssertionError
 
 
-def _right(name: str) -> Column:
+def right(name: str) -> Column:
     return Column(name, justify="right", no_wrap=True)
-
-
-def _reasons(counts: Mapping[str, int]) -> str:
-    return ", ".join(f"{reason} {count:,}" for reason, count in sorted(counts.items()) if count)

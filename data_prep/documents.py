@@ -1,15 +1,15 @@
-"""Documents between the stages: parquet shards of text, and the lists of rows that later stages dropped or noted.
+"""Documents between the stages: parquet shards of text, the lists of what stages did, and columns that they added.
 
-A shard of text is written once, by ingest, and never rewritten: a stage that removes documents writes a small list
-beside it (`row`, `reason`, `note`), and readers apply the lists. So a threshold changes without reading text again, and
+A shard of text is written once, by ingest, and never rewritten. A stage that drops documents or changes their text
+writes a small list beside it (lists.py), a stage that finds something out writes a file of columns, row by row as in
+the shard (`write_columns`), and readers put all of it together. So a threshold changes without reading text again, and
 no document is dropped without its reason.
 
 Columns of a text shard: row (uint32), id, id_hash (uint64, as in documents.hash), hash (first 16 bytes of the text's
 SHA-256), text, source, url, language, bytes (int64, of the text in UTF-8), steps (map of stage to what it did).
-Columns of a list: row, reason (why the document is dropped; null where it is kept), note (goes into `steps`).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -17,38 +17,55 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from data_prep.lists import Changes, read_changes
+
 if TYPE_CHECKING:
     import pyarrow as pa
 
 ROW_GROUP = 4096
-SELECTION_COLUMNS = ("row", "reason", "note")
 
 
 @dataclass(frozen=True)
 class Part:
-    """One shard of text with the lists that apply to it; `key` identifies what a reader sees."""
+    """One shard of text as a stage sees it; `key` identifies that.
+
+    `rows` are the documents in the file, `documents` and `bytes` what is kept of them. `lists` are the stages' lists
+    in their order; `columns` names the file of each column that a stage added, which may also replace one of the shard.
+    """
 
     path: Path
     key: str
     source: str
+    rows: int
     documents: int
     bytes: int
-    selections: tuple[tuple[str, Path], ...] = ()
+    lists: tuple[tuple[str, Path], ...] = ()
+    columns: tuple[tuple[str, Path], ...] = ()
 
     @property
     def name(self) -> str:
         """Unique among the parts of a pipeline."""
         return f"{self.path.parent.name}-{self.path.stem}"
 
-    def select(self, stage: str, path: Path, key: str, documents: int, bytes: int) -> "Part":
-        """The part after a stage that dropped `documents` documents of `bytes` bytes, or noted something."""
+    def with_list(self, stage: str, path: Path, key: str, documents: int, bytes: int) -> "Part":
+        """The part after a stage that dropped `documents` documents and took `bytes` bytes of text away."""
         return replace(
             self,
             key=key,
             documents=self.documents - documents,
             bytes=self.bytes - bytes,
-            selections=(*self.selections, (stage, path)),
+            lists=(*self.lists, (stage, path)),
         )
+
+    def with_columns(self, path: Path, names: Sequence[str], key: str) -> "Part":
+        """The part with columns of a file that `write_columns` wrote."""
+        others = tuple(entry for entry in self.columns if entry[0] not in names)
+        return replace(self, key=key, columns=(*others, *((name, path) for name in names)))
+
+    @property
+    def pedigree(self) -> list[str]:
+        """Columns of what is known of a document beside its id and text, those that stages added among them."""
+        return [*dict.fromkeys([*pedigree_schema().names, *(name for name, _ in self.columns)])]
 
 
 @cache
@@ -84,7 +101,7 @@ def pedigree_schema() -> "pa.Schema":
 
 
 def read(part: Part, columns: Sequence[str]) -> "pa.Table":
-    """The documents of a part that are kept, in row order; `steps` includes the notes of later stages."""
+    """The documents of a part that are kept, in row order, as the stages left them."""
     import pyarrow as pa
 
     batches = list(iterate(part, columns))
@@ -92,37 +109,74 @@ def read(part: Part, columns: Sequence[str]) -> "pa.Table":
 
 
 def iterate(part: Part, columns: Sequence[str]) -> Iterator["pa.Table"]:
-    """`read` in pieces of `ROW_GROUP` documents, for readers that do not need the whole part in memory."""
+    """`read` in pieces of at most `ROW_GROUP` documents, for readers that do not need the whole part in memory."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    dropped, notes = _selections(part)
-    file = pq.ParquetFile(part.path)
-    start = 0
-    for group in range(file.num_row_groups):
-        table = file.read_row_group(group, columns=list(columns))
-        rows = np.arange(start, start + table.num_rows)
-        start += table.num_rows
-        if notes and "steps" in columns:
-            steps = [given + notes.get(row, []) for row, given in zip(rows, table["steps"].to_pylist(), strict=True)]
-            index = table.schema.get_field_index("steps")
-            table = table.set_column(index, table.field("steps"), pa.array(steps, table.field("steps").type))
-        if dropped.size:
-            table = table.filter(pa.array(~np.isin(rows, dropped)))
-        yield table
+    changes = [read_changes(stage, path) for stage, path in part.lists]
+    dropped = np.zeros(part.rows, bool)
+    for change in changes:
+        dropped[change.rows[change.dropped]] = True
+    elsewhere = dict(part.columns)
+    own = [name for name in columns if name not in elsewhere]
+    added = {name: pq.read_table(elsewhere[name], columns=[name])[name] for name in columns if name in elsewhere}
+    with pq.ParquetFile(part.path) as file:
+        start = 0
+        for group in range(file.num_row_groups):
+            count = file.metadata.row_group(group).num_rows
+            keep = ~dropped[start : start + count]
+            if keep.any():
+                table = file.read_row_group(group, columns=own, use_threads=False)
+                for name, column in added.items():
+                    table = table.append_column(name, column.slice(start, count))
+                for change in changes:
+                    table = _changed(table, change.between(start, start + count), start)
+                table = table.select(list(columns))
+                yield table if keep.all() else table.filter(pa.array(keep))
+            start += count
 
 
-def _selections(part: Part) -> tuple[np.ndarray, dict[int, list[tuple[str, str]]]]:
+def _changed(table: "pa.Table", changes: Changes, start: int) -> "pa.Table":
+    """A piece of a shard, from row `start` on, after one stage's list."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    present = table.schema.names
+    rows = changes.rows - start
+    if "bytes" in present and (less := np.flatnonzero(changes.removed)).size:
+        removed = np.zeros(table.num_rows, np.int64)
+        removed[rows[less]] = changes.removed[less]
+        table = _replaced(table, "bytes", pc.subtract(table["bytes"], pa.array(removed)))
+    if "text" in present and changes.edits:
+        mask = np.zeros(table.num_rows, bool)
+        mask[rows[sorted(changes.edits)]] = True
+        # Binary while it is cut: offsets count bytes, and cut text need not be copied to and from str.
+        text = table["text"].combine_chunks().cast(pa.large_binary())
+        edited = [changes.edit(index, text[int(rows[index])].as_py()) for index in sorted(changes.edits)]
+        text = pc.replace_with_mask(text, pa.array(mask), pa.array(edited, pa.large_binary()))
+        table = _replaced(table, "text", text.cast(pa.large_string()))
+    if "steps" in present and changes.notes:
+        steps = table["steps"].to_pylist()
+        for index, note in changes.notes.items():
+            steps[rows[index]] = [*steps[rows[index]], (changes.stage, note)]
+        table = _replaced(table, "steps", pa.array(steps, table.field("steps").type))
+    return table
+
+
+def _replaced(table: "pa.Table", name: str, column: object) -> "pa.Table":
+    return table.set_column(table.schema.get_field_index(name), table.field(name), column)
+
+
+def write_columns(path: Path, part: Part, rows: np.ndarray, columns: Mapping[str, "pa.Array"]) -> None:
+    """Write columns of the kept documents `rows`, int64 [documents]; every other row of the shard is null."""
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    dropped, notes = [], {}
-    for stage, path in part.selections:
-        for entry in pq.read_table(path, columns=list(SELECTION_COLUMNS)).to_pylist():
-            if entry["reason"] is not None:
-                dropped.append(entry["row"])
-            elif entry["note"] is not None:
-                notes.setdefault(entry["row"], []).append((stage, entry["note"]))
-    return np.array(dropped, np.int64), notes
+    places = np.full(part.rows, -1, np.int64)
+    places[rows] = np.arange(len(rows))
+    indices = pa.array(places, mask=places < 0)
+    table = pa.table({name: column.take(indices) for name, column in columns.items()})
+    pq.write_table(table, path, compression="zstd")
 
 
 def mix(id_hash: np.ndarray, salt: int) -> np.ndarray:

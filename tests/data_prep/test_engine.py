@@ -7,8 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data_prep import engine
-from data_prep.engine import Task, Workers, advance
+from data_prep.engine import Processes, Task, advance, queries
 from data_prep.manifest import Folder
 from maxlm.errors import DataError, MaxlmError
 
@@ -33,7 +32,7 @@ def tasks_of(function, count):
 @pytest.mark.parametrize("workers", [1, 2])
 def test_results_are_in_order_and_made_once(tmp_path, workers):
     seen = []
-    with Workers(workers) as pool:
+    with Processes(workers) as pool:
         records, made = pool.run(Folder(tmp_path), tasks_of(double, 6), seen.append)
         assert [record.values["value"] for record in records] == [0, 2, 4, 6, 8, 10] and made == 6
         assert seen[-1] == 60
@@ -45,9 +44,9 @@ def test_results_are_in_order_and_made_once(tmp_path, workers):
 
 def test_an_error_of_a_task_is_raised_and_finished_tasks_stay(tmp_path):
     folder = Folder(tmp_path)
-    with Workers(2) as pool:
+    with Processes(2) as pool:
         pool.run(folder, tasks_of(double, 3), lambda done: None)
-    with pytest.raises(DataError, match="no 7"), Workers(2) as pool:
+    with pytest.raises(DataError, match="no 7"), Processes(2) as pool:
         pool.run(
             folder, [*tasks_of(double, 3), Task("a", refuse, (7,), 1), Task("b", refuse, (7,), 1)], lambda done: None
         )
@@ -55,15 +54,15 @@ def test_an_error_of_a_task_is_raised_and_finished_tasks_stay(tmp_path):
 
 
 def test_a_killed_worker_is_an_error_and_not_a_hang(tmp_path):
-    with pytest.raises(MaxlmError, match="worker process was killed.*fewer workers"), Workers(2) as pool:
+    with pytest.raises(MaxlmError, match="worker process was killed.*fewer workers"), Processes(2) as pool:
         pool.run(Folder(tmp_path), tasks_of(die, 2), lambda done: None)
 
 
 def test_repeated_rows_have_one_first(tmp_path):
     table = {"source": ["b", "a", "a", "b"], "id": ["1", "3", "2", "0"], "hash": ["x", "x", "x", "y"]}
     pq.write_table(pa.table(table), tmp_path / "t.parquet")
-    scanned = engine.scan([tmp_path / "t.parquet"], ["source", "id", "hash"])
+    scanned = queries.scan([tmp_path / "t.parquet"], ["source", "id", "hash"])
     for first, expected in (((), "2"), (("b", "a"), "1"), (("a", "b"), "2")):
-        rows = engine.collect(engine.repeated(scanned, "hash", ("source", "id"), first)).to_pylist()
+        rows = queries.collect(queries.repeated(scanned, "hash", ("source", "id"), first)).to_pylist()
         assert {row["id"] for row in rows} == {"1", "2", "3"} and {row["copies"] for row in rows} == {3}
         assert [row["id"] for row in rows if row["kept"]] == [expected]

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_prep.config import IngestConfig, SourceConfig
-from data_prep.ingest import find_files, make_tasks
+from data_prep.ingest.shards import find_files, make_tasks
 from data_prep.manifest import Folder
 from maxlm.errors import DataError
 

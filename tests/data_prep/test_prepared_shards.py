@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from data_prep.documents import SHUFFLE_SALT, held_out, mix
-from data_prep.shards import add_boundaries
+from data_prep.tokenize.shards import add_boundaries
 from maxlm.data.shards import HASH_DTYPE, document_hash, read_manifest
 from maxlm.errors import DataError, SaveError
 
@@ -105,7 +105,7 @@ def test_several_sources_share_a_tokenizer_and_have_a_directory_each(tree, prepa
 
 
 def test_a_large_vocabulary_is_written_in_four_bytes():
-    from data_prep.shards import Encoding
+    from data_prep.tokenize.shards import Encoding
     from maxlm.data.shards import TokenizerEntry
 
     for size, dtype in ((2**16, "uint16"), (2**16 + 1, "uint32")):

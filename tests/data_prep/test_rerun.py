@@ -13,7 +13,7 @@ import yaml
 from data_prep.manifest import Folder, make_key, writing
 from maxlm.errors import SaveError
 
-STAGES = ("ingest", "dedup", "tokenizer", "tokenize")
+STAGES = ("ingest", "exact", "tokenizer", "tokenize")
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def test_a_changed_tokenizer_redoes_what_follows_it(tmp_path, sections, prepare)
     before = results(tmp_path / "out")
     prepare(**sections, tokenizer={"algorithm": "byte_bpe", "vocab_size": 310})
     after = results(tmp_path / "out")
-    assert all(after[stage] == before[stage] for stage in ("ingest", "dedup"))
+    assert all(after[stage] == before[stage] for stage in ("ingest", "exact"))
     assert all(not after[stage] & before[stage] for stage in ("tokenizer", "tokenize"))
 
 
@@ -59,7 +59,7 @@ def test_a_changed_seed_redoes_the_shuffle_and_keeps_the_tokenizer(tmp_path, sec
     before = results(tmp_path / "out")
     prepare(**sections, seed=3)
     after = results(tmp_path / "out")
-    assert all(after[stage] == before[stage] for stage in ("ingest", "dedup", "tokenizer"))
+    assert all(after[stage] == before[stage] for stage in ("ingest", "exact", "tokenizer"))
 
 
 def test_an_added_file_redoes_one_shard_per_stage(tmp_path, tree, sections, prepare):

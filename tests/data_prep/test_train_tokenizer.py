@@ -5,7 +5,7 @@ import pickle
 
 import pytest
 
-from data_prep.tokenizer import BOS, EOS, probes
+from data_prep.tokenize.tokenizer import BOS, EOS, probes
 from maxlm.data.shards import read_manifest
 from maxlm.data.tokenizer import Tokenizer
 from maxlm.errors import ConfigError, DataError

@@ -16,9 +16,9 @@ import numpy as np
 
 from data_prep.config import TokenizerConfig
 from data_prep.documents import SAMPLE_SALT, Part, chosen, held_out, iterate
-from data_prep.encode import Encoder, find_difference
 from data_prep.engine import advance
 from data_prep.manifest import Folder, Record, make_key, writing
+from data_prep.tokenize.encode import Encoder, find_difference
 from maxlm.data.shards import MANIFEST, TokenizerEntry, file_entry, read_manifest
 from maxlm.data.tokenizer import FILE_NAMES, Tokenizer
 from maxlm.errors import ConfigError, DataError

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from data_prep.documents import SHUFFLE_SALT, Part, held_out, mix, pedigree_schema, read
-from data_prep.encode import Encoder
+from data_prep.documents import SHUFFLE_SALT, Part, held_out, mix, read
 from data_prep.engine import advance
 from data_prep.manifest import Folder, Record, make_key, writing
+from data_prep.tokenize.encode import Encoder
 from maxlm.data.shards import HASH_DTYPE, TokenizerEntry, file_entry
 from maxlm.data.tokenizer import Tokenizer
 
@@ -83,7 +83,7 @@ def write_runs(folder: Folder, key: str, part: Part, encoding: Encoding) -> Reco
 
     `values` has per split documents, bytes, tokens, and the `empty` documents that gave no token.
     """
-    table = read(part, ("id", "id_hash", "text", *pedigree_schema().names))
+    table = read(part, ("id", "id_hash", "text", *part.pedigree))
     hashes = table["id_hash"].to_numpy()
     validation = held_out(hashes, encoding.fraction)
     keys = mix(hashes, SHUFFLE_SALT + encoding.seed)

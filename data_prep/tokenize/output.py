@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from data_prep.manifest import Folder, Record, make_key, save_error, writing
-from data_prep.shards import DOCUMENTS, HASHES, INDEX, TOKENS
+from data_prep.tokenize.shards import DOCUMENTS, HASHES, INDEX, TOKENS
 from maxlm.data import shards as layout
 from maxlm.errors import DataError
 

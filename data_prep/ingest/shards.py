@@ -1,4 +1,4 @@
-"""First stage: raw files -> text shards.
+"""Raw files -> text shards.
 
 The files of a source are grouped into tasks by a hash of their relative names, into a power of two of groups, so that a
 file that is added, changed or removed touches its own group alone. A file as large as a shard is a task by itself.
@@ -16,8 +16,8 @@ from typing import Any
 from data_prep.config import IngestConfig, SourceConfig
 from data_prep.documents import ROW_GROUP, text_schema
 from data_prep.engine import Task, advance
+from data_prep.ingest.readers import Document, Rejected, read_documents
 from data_prep.manifest import Folder, Record, make_key, writing
-from data_prep.readers import Document, Rejected, read_documents
 from maxlm.data.shards import document_hash
 from maxlm.errors import DataError
 

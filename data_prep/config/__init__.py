@@ -1,0 +1,16 @@
+"""The configuration of a preparation pipeline: frozen pydantic models, one named section per stage.
+
+    pipeline = load("configs/prep/quickstart.yaml", ["ingest.sources.stdlib.path=/usr/lib/python3.11"], Pipeline)
+
+A section that is absent (null) is a stage that does not run. Sections rather than a list, so that every value can be
+overridden by its dotted key.
+"""
+
+# ruff: noqa: F401
+from data_prep.config.decontaminate import DecontaminateConfig
+from data_prep.config.dedup import DedupConfig
+from data_prep.config.ingest import IngestConfig, SourceConfig
+from data_prep.config.language import LanguageConfig
+from data_prep.config.pipeline import VALIDATION_SUFFIX, Pipeline, ValidationConfig
+from data_prep.config.rules import RulesConfig
+from data_prep.config.tokenizer import ShardsConfig, TokenizerConfig

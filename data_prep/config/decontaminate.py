@@ -1,0 +1,7 @@
+"""Benchmarks that must not be trained on."""
+
+from maxlm.config import Section
+
+
+class DecontaminateConfig(Section):
+    pass

@@ -1,0 +1,71 @@
+"""Where raw text comes from, and how it is read."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from maxlm.config import Count, Name, Section
+
+RECORD_FIELDS = ("text_field", "id_field", "url_field", "language_field")
+
+
+class SourceConfig(Section):
+    kind: Literal["tree", "jsonl", "parquet"] = Field(
+        description="tree: one document per file; jsonl: one per line of .jsonl, .jsonl.gz or .jsonl.zst; parquet: one "
+        "per row."
+    )
+    path: str | Annotated[list[str], Field(min_length=1)] = Field(
+        description="File, directory or glob (** for any depth), or a list of them; directories are read recursively."
+    )
+    include: list[str] | None = Field(
+        None,
+        description="Patterns of files to read; without a slash they match a file's name, with one its path below "
+        "`path`. Null for all files of a tree, *.jsonl, *.jsonl.gz and *.jsonl.zst, or *.parquet.",
+    )
+    exclude: list[str] = Field(
+        [], description="Patterns of files and directories to leave out; matched as `include` matches."
+    )
+    text_field: str | None = Field(None, description="Key or column of the text, in jsonl and parquet; null for text.")
+    id_field: str | None = Field(
+        None, description="Key or column of an id that is unique in the source; null to number lines and rows by file."
+    )
+    url_field: str | None = Field(None, description="Key or column of the document's address; null for none.")
+    language_field: str | None = Field(
+        None, description="Key or column of the document's language; null for the value of `language`."
+    )
+    language: str | None = Field(None, description="Language of every document, as a code or a name.")
+    max_bytes: Count | None = Field(
+        None,
+        description="Largest amount of text kept, in bytes; documents are chosen by a hash of their id. Null for all.",
+    )
+
+    @property
+    def paths(self) -> list[str]:
+        return [self.path] if isinstance(self.path, str) else self.path
+
+    @model_validator(mode="after")
+    def _check(self) -> "SourceConfig":
+        for field in RECORD_FIELDS:
+            if self.kind == "tree" and getattr(self, field) is not None:
+                raise ValueError(f"{field} is for the kinds jsonl and parquet, the kind is tree")
+        if self.language is not None and self.language_field is not None:
+            raise ValueError("language and language_field exclude each other")
+        return self
+
+
+class IngestConfig(Section):
+    sources: dict[Name, SourceConfig] = Field(
+        min_length=1, description="Sources by name, in order of precedence: of equal documents the first one's is kept."
+    )
+    on_invalid_utf8: Literal["replace", "skip", "fail"] = Field(
+        "replace",
+        description="Text that is not UTF-8: put U+FFFD in its place, leave out the document, or stop with exit 3.",
+    )
+    on_bad_record: Literal["skip", "fail"] = Field(
+        "fail",
+        description="A line that is not a JSON object, or a record without text: leave it out and count it, or stop "
+        "with exit code 3.",
+    )
+    shard_bytes: Count = Field(
+        2**28, description="Text per intermediate shard, in bytes; about a quarter of a worker's memory."
+    )

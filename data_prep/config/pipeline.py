@@ -1,0 +1,70 @@
+"""The configuration of a preparation pipeline: named sections, one per stage."""
+
+from pathlib import Path
+from typing import Annotated, Literal, get_args
+
+from pydantic import Field, model_validator
+
+from data_prep.config.decontaminate import DecontaminateConfig
+from data_prep.config.dedup import DedupConfig
+from data_prep.config.ingest import IngestConfig
+from data_prep.config.language import LanguageConfig
+from data_prep.config.rules import RulesConfig
+from data_prep.config.tokenizer import ShardsConfig, TokenizerConfig
+from maxlm.config import Count, Name, Section
+
+VALIDATION_SUFFIX = "-val"
+SelectingStage = Literal["language", "exact", "rules", "fuzzy", "lines", "substrings", "decontaminate", "limit"]
+
+
+class ValidationConfig(Section):
+    fraction: float = Field(
+        gt=0,
+        lt=1,
+        description="Share of the documents that is held out, chosen by a hash of the document's id.",
+    )
+
+
+class Pipeline(Section):
+    name: Name = Field(description="Name of the pipeline; its intermediate results lie in output/.work/name.")
+    output: str = Field("prepared", description="Directory that gets one directory of shards per source and split.")
+    work_dir: str | None = Field(None, description="Directory of the intermediate results; null for output/.work/name.")
+    seed: Annotated[int, Field(ge=0, lt=2**32, strict=True)] = Field(
+        0, description="Seed of the order of the documents."
+    )
+    workers: Count | None = Field(None, description="Worker processes; null for one per processor.")
+    order: list[SelectingStage] = Field(
+        list(get_args(SelectingStage)),
+        description="Order of the stages between ingest and tokenizer, every one of them named; a stage without its "
+        "section does nothing. FineWeb-2 removes duplicates before it applies rules.",
+    )
+    ingest: IngestConfig = Field(description="Read raw files into intermediate shards of text.")
+    language: LanguageConfig | None = Field(None, description="Find each document's language and script.")
+    rules: RulesConfig | None = Field(None, description="Remove lines and documents by rules of quality.")
+    dedup: DedupConfig | None = Field(None, description="Remove duplicates across all sources.")
+    decontaminate: DecontaminateConfig | None = Field(None, description="Remove what occurs in benchmarks.")
+    validation: ValidationConfig | None = Field(None, description="Hold documents out of training.")
+    tokenizer: TokenizerConfig = Field(description="Train or take a tokenizer.")
+    shards: ShardsConfig = Field(
+        ShardsConfig(), description="Tokenize, shuffle and write the shards that training reads."
+    )
+
+    @property
+    def work(self) -> Path:
+        return Path(self.work_dir) if self.work_dir is not None else Path(self.output) / ".work" / self.name
+
+    @property
+    def validation_fraction(self) -> float:
+        return self.validation.fraction if self.validation else 0.0
+
+    @model_validator(mode="after")
+    def _check(self) -> "Pipeline":
+        if sorted(self.order) != sorted(stages := get_args(SelectingStage)):
+            raise ValueError(f"order must name every stage once: {', '.join(stages)}; found {', '.join(self.order)}")
+        for name in self.ingest.sources:
+            if self.validation and name + VALIDATION_SUFFIX in self.ingest.sources:
+                raise ValueError(
+                    f"the source '{name + VALIDATION_SUFFIX}' and the held-out documents of '{name}' would share one "
+                    "directory; rename the source"
+                )
+        return self

@@ -1,0 +1,8 @@
+"""Quality by rules: statistics once, then thresholds on them."""
+
+from data_prep.documents import Part
+from data_prep.stages import Run
+
+
+def run(this: Run, parts: list[Part]) -> list[Part]:
+    return parts

@@ -1,0 +1,120 @@
+"""The last stages: the tokenizer, then the shards that training reads."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from data_prep.config import VALIDATION_SUFFIX, Pipeline
+from data_prep.console import size
+from data_prep.documents import Part
+from data_prep.engine import Task
+from data_prep.funnel import Amount, FunnelRow
+from data_prep.manifest import Record, make_key
+from data_prep.stages import Run
+from data_prep.tokenize import output, shards
+from data_prep.tokenize.encode import lossy
+from data_prep.tokenize.tokenizer import fingerprint, make_tokenizer
+from maxlm.data.shards import Manifest, TokenizerEntry, read_manifest
+from maxlm.data.tokenizer import FILE_NAMES
+from maxlm.errors import DataError, SaveError
+
+
+def run_tokenizer(this: Run, parts: list[Part]) -> shards.Encoding:
+    config, fraction = this.config.tokenizer, this.config.validation_fraction
+    key = fingerprint(config, parts, fraction)
+    total = min(config.max_bytes, int((1 - fraction) * sum(part.bytes for part in parts)))
+    (record,) = this.tasks("tokenizer", [Task(key, make_tokenizer, (config, parts, fraction), total)], "tokenizers")
+    entry = TokenizerEntry(**record.values["entry"])
+    origin = f"taken from {config.path}" if config.path else f"trained on {size(record.values['bytes'])}"
+    this.say("tokenizer", f"{entry.kind}, {entry.vocab_size:,} tokens, {origin}")
+    if (found := record.values["difference"]) is not None:
+        if not config.allow_lossy:
+            raise lossy(found)
+        this.warn(f"the tokenizer does not give every text back: {found}")
+    fast = config.fast and record.values["fast"]
+    directory = this.folder("tokenizer").file(key, FILE_NAMES[entry.kind]).parent
+    return shards.Encoding(directory, entry, fast, not config.allow_lossy, this.config.seed, fraction)
+
+
+def run_shards(this: Run, parts: list[Part], encoding: shards.Encoding) -> dict[str, Manifest]:
+    tasks = [Task(encoding.key(part), shards.write_runs, (part, encoding), part.bytes) for part in parts]
+    records = this.tasks("tokenize", tasks, "shards")
+    splits = [counts for record in records for counts in record.values.values()]
+    before = Amount.of(parts)
+    after = Amount(sum(counts["documents"] for counts in splits), sum(counts["bytes"] for counts in splits))
+    empty = Amount(before.documents - after.documents, before.bytes - after.bytes)
+    this.funnel.append(FunnelRow("tokenize", before, after, {"no tokens": empty}))
+    plans = {}
+    for source in this.config.ingest.sources:
+        for split in shards.SPLITS[: 2 if this.config.validation else 1]:
+            directory = output_directory(this.config, source, split)
+            chosen = [r for part, r in zip(parts, records, strict=True) if part.source == source and split in r.values]
+            if not any(record.values[split]["documents"] for record in chosen):
+                _report_empty(this, source, split)
+                continue
+            plans[directory] = _plan(this, directory, split, chosen, encoding)
+    return _write_outputs(this, plans, encoding)
+
+
+def _plan(
+    this: Run, directory: Path, split: str, records: Sequence[Record], encoding: shards.Encoding
+) -> tuple[output.Output, list[Task]]:
+    """An output directory and the tasks that make its shards."""
+    total = sum(record.values[split]["tokens"] for record in records)
+    count = -(-total // this.config.shards.shard_tokens)
+    runs = [shards.Run(this.folder("tokenize").file(record.key, split).parent, split) for record in records]
+    inputs = [record.key for record in records]
+    tasks = []
+    for number in range(count):
+        key = make_key("shard", shards.SHARD_VERSION, inputs, split, number, count, encoding.dtype)
+        arguments = (runs, number, count, encoding.dtype)
+        tasks.append(Task(key, shards.write_shard, arguments, total // count * np.dtype(encoding.dtype).itemsize))
+    return output.Output(directory, tuple(task.key for task in tasks), encoding.dtype, encoding.entry), tasks
+
+
+def _write_outputs(
+    this: Run, plans: dict[Path, tuple[output.Output, list[Task]]], encoding: shards.Encoding
+) -> dict[str, Manifest]:
+    folder = this.folder("output")
+    manifests = {directory: output.find(folder, plan) for directory, (plan, _) in plans.items()}
+    missing = [directory for directory, manifest in manifests.items() if manifest is None]
+    if missing:
+        records = iter(this.tasks("shuffle", [task for directory in missing for task in plans[directory][1]], "shards"))
+        pipeline = this.config.model_dump(mode="json", exclude={"output", "workers", "work_dir"})
+        for directory in missing:
+            plan, tasks = plans[directory]
+            own = [next(records) for _ in tasks]
+            manifests[directory] = output.assemble(
+                folder, plan, this.folder("shuffle"), own, encoding.directory, pipeline
+            )
+    this.say("output", f"{len(plans) - len(missing)} of {len(plans)} directories up to date")
+    # The files of finished shards were moved away.
+    this.used["shuffle"] = set()
+    this.used["output"] = {plan.key for plan, _ in plans.values()}
+    return {str(directory): manifest for directory, manifest in manifests.items() if manifest is not None}
+
+
+def output_directory(config: Pipeline, source: str, split: str) -> Path:
+    return Path(config.output) / (source + (VALIDATION_SUFFIX if split == "validation" else ""))
+
+
+def _report_empty(this: Run, source: str, split: str) -> None:
+    if split == "train":
+        raise DataError(f"source '{source}': no document is left for training")
+    this.warn(
+        f"source '{source}' has too few documents for a validation split of {this.config.validation_fraction}",
+    )
+
+
+def check_outputs(config: Pipeline) -> None:
+    """An output replaces a directory of shards, and nothing else."""
+    for source in config.ingest.sources:
+        for split in shards.SPLITS[: 2 if config.validation else 1]:
+            directory = output_directory(config, source, split)
+            if not directory.exists():
+                continue
+            try:
+                read_manifest(directory)
+            except DataError as error:
+                raise SaveError(f"{error}. It would be replaced: move it, or set another output") from None
