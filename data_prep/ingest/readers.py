@@ -6,16 +6,15 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from data_prep.config import IngestConfig, SourceConfig
+from data_prep.ingest.files import READ_BYTES, RawFile
 from maxlm.errors import DataError
 
 INVALID_UTF8, EMPTY, BAD_RECORD = "invalid UTF-8", "empty", "bad record"
 REPLACED = "invalid UTF-8 replaced"
 PARQUET_BATCH = 1024
-READ_BYTES = 2**20
 # Code points that UTF-8 does not have, but for those that stand for an undecodable byte (U+DC80..U+DCFF).
 SURROGATES = re.compile("[\ud800-\udc7f\udd00-\udfff]")
 
@@ -37,13 +36,14 @@ class Rejected:
     reason: str
 
 
-def read_documents(path: Path, name: str, config: SourceConfig, ingest: IngestConfig) -> Iterator[Document | Rejected]:
-    """All records of one file; `name` is its name in the source. Raises `DataError` by the policies of `ingest`."""
+def read_documents(file: RawFile, config: SourceConfig, ingest: IngestConfig) -> Iterator[Document | Rejected]:
+    """All records of one file. Raises `DataError` by the policies of `ingest`."""
     if config.kind == "tree":
-        yield _clean(path.read_bytes(), name, name, {}, path, config, ingest)
+        with file.open() as stream:
+            yield _clean(stream.read(), file.name, file.name, {}, file.path, config, ingest)
         return
-    for number, record in _jsonl(path) if config.kind == "jsonl" else _parquet(path, config):
-        place, origin = f"{path}:{number}", f"{name}:{number}"
+    for number, record in _jsonl(file) if config.kind == "jsonl" else _parquet(file, config):
+        place, origin = f"{file.path}:{number}", f"{file.name}:{number}"
         if problem := _problem(record, config):
             if ingest.on_bad_record == "fail":
                 raise DataError(f"{place}: {problem}; correct it, or set ingest.on_bad_record=skip")
@@ -108,9 +108,9 @@ def _text(value: Any) -> str | None:
     return None if value is None else _replace(value if isinstance(value, bytes) else str(value))
 
 
-def _jsonl(path: Path) -> Iterator[tuple[int, Any]]:
+def _jsonl(file: RawFile) -> Iterator[tuple[int, Any]]:
     """Line numbers from 1 with the value of the line, or the error that it is not JSON; blank lines are left out."""
-    with _open_lines(path) as lines:
+    with _open_lines(file) as lines:
         for number, line in enumerate(lines, 1):
             if number == 1:
                 line = line.removeprefix(codecs.BOM_UTF8)
@@ -123,16 +123,16 @@ def _jsonl(path: Path) -> Iterator[tuple[int, Any]]:
                 yield number, error
 
 
-def _open_lines(path: Path) -> io.BufferedIOBase:
-    compression = {".gz": "gzip", ".zst": "zstd"}.get(path.suffix)
+def _open_lines(file: RawFile) -> BinaryIO:
+    compression = {".gz": "gzip", ".zst": "zstd"}.get(file.path.suffix)
     if compression is None:
-        return open(path, "rb", buffering=READ_BYTES)
+        return file.open()
     import pyarrow as pa
 
-    return io.BufferedReader(pa.input_stream(str(path), compression), READ_BYTES)
+    return io.BufferedReader(pa.CompressedInputStream(file.open(), compression), READ_BYTES)
 
 
-def _parquet(path: Path, config: SourceConfig) -> Iterator[tuple[int, dict]]:
+def _parquet(file: RawFile, config: SourceConfig) -> Iterator[tuple[int, dict]]:
     """Row numbers from 0 with the columns that are asked for."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -140,19 +140,19 @@ def _parquet(path: Path, config: SourceConfig) -> Iterator[tuple[int, dict]]:
     asked = (config.text_field or "text", config.id_field, config.url_field, config.language_field)
     names = [name for name in asked if name is not None]
     try:
-        file = pq.ParquetFile(path)
-        present = file.schema_arrow.names
+        table = pq.ParquetFile(file.open())
+        present = table.schema_arrow.names
         if missing := [name for name in names if name not in present]:
-            raise DataError(f"{path}: no column '{missing[0]}'; it has {', '.join(present)}")
+            raise DataError(f"{file.path}: no column '{missing[0]}'; it has {', '.join(present)}")
         number = 0
-        for batch in file.iter_batches(PARQUET_BATCH, columns=names):
+        for batch in table.iter_batches(PARQUET_BATCH, columns=names):
             for record in pa.RecordBatch.from_arrays(
                 [_as_bytes(column) for column in batch.columns], batch.schema.names
             ).to_pylist():
                 yield number, record
                 number += 1
     except pa.ArrowException as error:
-        raise DataError(f"{path}: not a parquet file that can be read ({error})") from None
+        raise DataError(f"{file.path}: not a parquet file that can be read ({error})") from None
 
 
 def _as_bytes(column: Any) -> Any:

@@ -8,7 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_prep.config import IngestConfig, SourceConfig
-from data_prep.ingest.shards import find_files, make_tasks
+from data_prep.ingest.files import find_files
+from data_prep.ingest.shards import make_tasks
 from data_prep.manifest import Folder
 from maxlm.errors import DataError
 
