@@ -25,7 +25,20 @@ FLOORS = [
     {"config"},
     {"errors"},
 ]
-FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
+# Of preparation, likewise; the stages do not know of each other.
+PREPARATION_FLOORS = [
+    {"__main__", "__init__"},
+    {"cli"},
+    {"pipeline", "status"},
+    {"ingest", "language", "rules", "dedup", "decontaminate", "limit", "tokenize"},
+    {"stages"},
+    {"engine", "funnel"},
+    {"console", "documents"},
+    {"lists", "text"},
+    {"manifest"},
+    {"config"},
+]
+HOUSES = {"maxlm": FLOORS, "data_prep": PREPARATION_FLOORS}
 SHARED_WITH_PREPARATION = {"maxlm.errors", "maxlm.config", "maxlm.data.shards", "maxlm.data.tokenizer"}
 HEAVY = {"jax", "flax", "optax", "grain", "orbax", "daft", "plotly", "pyarrow", "numpy", "tokenizers", "sentencepiece"}
 
@@ -44,22 +57,25 @@ def imports(path: Path) -> Iterator[str]:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def room_of(path: Path) -> str:
-    return path.relative_to(ROOT / "maxlm").parts[0].removesuffix(".py")
+def room_of(path: Path, house: str) -> str:
+    return path.relative_to(ROOT / house).parts[0].removesuffix(".py")
 
 
-def test_every_room_has_a_floor() -> None:
-    assert {room_of(path) for path in sources("maxlm")} <= set(FLOOR_OF)
+@pytest.mark.parametrize("house", HOUSES)
+def test_every_room_has_a_floor(house: str) -> None:
+    assert {room_of(path, house) for path in sources(house)} <= set().union(*HOUSES[house])
 
 
-def test_imports_run_downward() -> None:
+@pytest.mark.parametrize("house", HOUSES)
+def test_imports_run_downward(house: str) -> None:
+    floor_of = {room: number for number, rooms in enumerate(HOUSES[house]) for room in rooms}
     upward = [
         f"{path.relative_to(ROOT)} imports {name}"
-        for path in sources("maxlm")
+        for path in sources(house)
         for name in imports(path)
-        if name.startswith("maxlm.")
-        and (room := name.split(".")[1]) != room_of(path)
-        and FLOOR_OF[room] <= FLOOR_OF[room_of(path)]
+        if name.startswith(f"{house}.")
+        and (room := name.split(".")[1]) != room_of(path, house)
+        and floor_of[room] <= floor_of[room_of(path, house)]
     ]
     assert not upward
 
@@ -97,7 +113,7 @@ def test_no_behaviour_follows_from_the_name_of_a_model() -> None:
     # Names of families belong in the tables of the converter alone.
     for path in sources("maxlm"):
         for node in ast.walk(ast.parse(path.read_text())):
-            if room_of(path) == "convert" or not isinstance(node, ast.Compare | ast.match_case):
+            if room_of(path, "maxlm") == "convert" or not isinstance(node, ast.Compare | ast.match_case):
                 continue
             texts = [part.value for part in ast.walk(node) if isinstance(part, ast.Constant)]
             compared += [f"{path.name}: {text}" for text in texts if isinstance(text, str) and FAMILIES.search(text)]
