@@ -1,12 +1,19 @@
 """Where raw text comes from, and how it is read."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from maxlm.config import Count, Name, Section
 
-RECORD_FIELDS = ("text_field", "id_field", "url_field", "language_field")
+# The keys that some kinds have and others do not.
+RECORDS = ("jsonl", "parquet")
+KINDS_OF_KEY: dict[str, tuple[str, ...]] = {
+    "text_field": RECORDS,
+    "id_field": RECORDS,
+    "url_field": RECORDS,
+    "language_field": RECORDS,
+}
 
 
 class SourceConfig(Section):
@@ -20,7 +27,8 @@ class SourceConfig(Section):
     include: list[str] | None = Field(
         None,
         description="Patterns of files to read; without a slash they match a file's name, with one its path below "
-        "`path`. Null for all files of a tree, *.jsonl, *.jsonl.gz and *.jsonl.zst, or *.parquet.",
+        "`path`. Null for all files of a tree, *.parquet, or *.jsonl and compressed *.jsonl.gz, *.jsonl.zst, *.json.gz "
+        "and *.json.zst.",
     )
     exclude: list[str] = Field(
         [], description="Patterns of files and directories to leave out; matched as `include` matches."
@@ -43,11 +51,17 @@ class SourceConfig(Section):
     def paths(self) -> list[str]:
         return [self.path] if isinstance(self.path, str) else self.path
 
+    @property
+    def reading(self) -> dict[str, Any]:
+        """What the documents of a file depend on."""
+        others = {key for key, kinds in KINDS_OF_KEY.items() if self.kind not in kinds}
+        return self.model_dump(exclude=others | {"path", "include", "exclude", "max_bytes"})
+
     @model_validator(mode="after")
     def _check(self) -> "SourceConfig":
-        for field in RECORD_FIELDS:
-            if self.kind == "tree" and getattr(self, field) is not None:
-                raise ValueError(f"{field} is for the kinds jsonl and parquet, the kind is tree")
+        for key, kinds in KINDS_OF_KEY.items():
+            if self.kind not in kinds and getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(f"{key} is for the kind {' or '.join(kinds)}, the kind is {self.kind}")
         if self.language is not None and self.language_field is not None:
             raise ValueError("language and language_field exclude each other")
         return self

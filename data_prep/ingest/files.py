@@ -11,18 +11,26 @@ from typing import BinaryIO
 from data_prep.config import SourceConfig
 from maxlm.errors import DataError
 
-DEFAULT_INCLUDE = {"tree": ["*"], "jsonl": ["*.jsonl", "*.jsonl.gz", "*.jsonl.zst"], "parquet": ["*.parquet"]}
+# By kind, the patterns of the files that are read where a source does not say them.
+DEFAULT_INCLUDE = {
+    "tree": ["*"],
+    "jsonl": ["*.jsonl", "*.jsonl.gz", "*.jsonl.zst", "*.json.gz", "*.json.zst"],
+    "parquet": ["*.parquet"],
+}
 READ_BYTES = 2**20
 
 
 @dataclass(frozen=True)
 class RawFile:
-    """A file of a source; `name` is its path below the source's path, in UTF-8, and enters the documents' ids."""
+    """A file of a source; `name` is its path below the source's path, in UTF-8, and enters the documents' ids.
 
-    path: Path
+    `path` is for messages, `version` changes when the content does.
+    """
+
+    path: str
     name: str
     size: int
-    mtime_ns: int
+    version: str
 
     def open(self) -> BinaryIO:
         return open(self.path, "rb", buffering=READ_BYTES)
@@ -35,13 +43,13 @@ def find_files(source: str, config: SourceConfig) -> list[RawFile]:
     for pattern in config.paths:
         for path, name in _expand(source, pattern, include, config.exclude):
             name = name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-            if name in files and files[name].path != path:
+            if name in files and files[name].path != str(path):
                 raise DataError(
                     f"source '{source}': {files[name].path} and {path} have the same relative name; give them a common "
                     "parent as path, or a source each"
                 )
             stat = path.stat()
-            files[name] = RawFile(path, name, stat.st_size, stat.st_mtime_ns)
+            files[name] = RawFile(str(path), name, stat.st_size, str(stat.st_mtime_ns))
     if not files:
         raise DataError(
             f"source '{source}': empty corpus: no file in {', '.join(config.paths)} matches include {include}"

@@ -13,7 +13,8 @@ from data_prep.config import IngestConfig, SourceConfig
 from data_prep.documents import ROW_GROUP, text_schema
 from data_prep.engine import Task, advance
 from data_prep.ingest.files import RawFile, find_files
-from data_prep.ingest.readers import Document, Rejected, read_documents
+from data_prep.ingest.readers import read_documents
+from data_prep.ingest.records import Document, Rejected
 from data_prep.manifest import Folder, Record, make_key, writing
 from maxlm.data.shards import document_hash
 from maxlm.errors import DataError
@@ -25,11 +26,11 @@ BATCH_BYTES = 2**24
 
 def make_tasks(source: str, config: SourceConfig, ingest: IngestConfig) -> list[Task]:
     files = find_files(source, config)
-    settings = config.model_dump(include={"kind", "text_field", "id_field", "url_field", "language_field", "language"})
+    settings = config.reading
     policy = ingest.model_dump(include={"on_invalid_utf8", "on_bad_record", "shard_bytes"})
     tasks = []
     for group in _group(files, ingest.shard_bytes):
-        fingerprint = [[file.name, file.size, file.mtime_ns] for file in group]
+        fingerprint = [[file.name, file.size, file.version] for file in group]
         key = make_key("ingest", VERSION, source, settings, policy, fingerprint)
         arguments = (source, group, config, ingest)
         tasks.append(Task(key, write_shards, arguments, sum(file.size for file in group)))
@@ -121,5 +122,5 @@ def _row(row: int, source: str, document: Document) -> dict:
         "url": document.url,
         "language": document.language,
         "bytes": len(document.text),
-        "steps": [("ingest", "; ".join([document.origin, *document.notes]))],
+        "steps": [("ingest", "; ".join([document.origin, *document.details, *document.notes]))],
     }
