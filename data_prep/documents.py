@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 ROW_GROUP = 4096
+FINGERPRINTS = ("hash", "normalised", "bands")
 
 
 @dataclass(frozen=True)
