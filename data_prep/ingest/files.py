@@ -5,7 +5,7 @@ import glob
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 from data_prep.config import SourceConfig
@@ -31,6 +31,16 @@ class RawFile:
     name: str
     size: int
     version: str
+
+    @property
+    def suffix(self) -> str:
+        """The last ending of its name, with the dot, in small letters."""
+        return PurePosixPath(self.name).suffix.lower()
+
+    def read(self) -> bytes:
+        """All of it."""
+        with open(self.path, "rb", buffering=0) as file:
+            return file.read()
 
     def open(self) -> BinaryIO:
         return open(self.path, "rb", buffering=READ_BYTES)

@@ -1,40 +1,121 @@
-"""Kind `jsonl`: one document per line, plain or compressed."""
+"""Kind `jsonl`: one document per line, plain or compressed.
+
+Lines are read in blocks of a few MB, of which Arrow's JSON parser makes columns (3 to 10 times as fast as Python's,
+one line at a time); a block in which it finds anything unusual goes through Python's parser line by line.
+"""
 
 import codecs
 import io
 import json
 from collections.abc import Iterator
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import numpy as np
 
 from data_prep.config import IngestConfig, SourceConfig
+from data_prep.ingest.columns import as_documents, wanted_columns
 from data_prep.ingest.files import READ_BYTES, RawFile
 from data_prep.ingest.records import Document, Rejected, read_record
+from maxlm.errors import DataError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+BLOCK_BYTES = 2**23
+# A whole file without a line end, such as one JSON array, would be one line; text is seldom longer than a few MB.
+LONGEST_LINE = 2**28
+NEWLINE, OPEN, CLOSE = b"\n{}"
+COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}
 
 
-def read(file: RawFile, config: SourceConfig, ingest: IngestConfig) -> Iterator[Document | Rejected]:
-    for number, record in _records(file):
-        yield read_record(record, number, file.path, file.name, config, ingest)
-
-
-def _records(file: RawFile) -> Iterator[tuple[int, Any]]:
-    """Line numbers from 1 with the value of the line, or the error that it is not JSON; blank lines are left out."""
-    with _open_lines(file) as lines:
-        for number, line in enumerate(lines, 1):
-            if number == 1:
-                line = line.removeprefix(codecs.BOM_UTF8)
-            if line.isspace():
+def read(file: RawFile, config: SourceConfig, ingest: IngestConfig) -> "Iterator[Document | Rejected | pa.Table]":
+    names = wanted_columns(config)
+    with open_lines(file) as stream:
+        for first, block in _blocks(file, stream):
+            table = _parse(block, names, config.id_field)
+            documents = None if table is None else as_documents(table, first, file.name, config)
+            if documents is not None:
+                yield from documents
                 continue
-            try:
-                # Bytes that are not UTF-8 pass as lone surrogates, and meet the policy if they are in the text.
-                yield number, json.loads(line.decode("utf-8", "surrogateescape"))
-            except (ValueError, RecursionError) as error:
-                yield number, error
+            for number, line in enumerate(io.BytesIO(block), first):
+                if not line.isspace():
+                    record = _load(line, names, config.id_field)
+                    yield read_record(record, number, file.path, file.name, config, ingest)
 
 
-def _open_lines(file: RawFile) -> BinaryIO:
-    compression = {"gz": "gzip", "zst": "zstd"}.get(file.name.rpartition(".")[2])
+def open_lines(file: RawFile) -> BinaryIO:
+    """A file's lines, decompressed as its name says; several streams one after the other are one."""
+    compression = COMPRESSIONS.get(file.suffix)
     if compression is None:
         return file.open()
     import pyarrow as pa
 
     return io.BufferedReader(pa.CompressedInputStream(file.open(), compression), READ_BYTES)
+
+
+def _blocks(file: RawFile, stream: BinaryIO) -> Iterator[tuple[int, bytes]]:
+    """Whole lines, some MB at a time, with the number of the first."""
+    first, rest = 1, b""
+    while block := stream.read(BLOCK_BYTES):
+        if first == 1 and not rest:
+            _check_encoding(file, block)
+            block = block.removeprefix(codecs.BOM_UTF8)
+        end = block.rfind(b"\n") + 1
+        if not end:
+            rest += block
+            if len(rest) > LONGEST_LINE:
+                raise DataError(
+                    f"{file.path}:{first}: a line of more than {LONGEST_LINE:,} bytes; expected one JSON object a line"
+                )
+            continue
+        yield first, rest + block[:end]
+        first, rest = first + block.count(b"\n"), block[end:]
+    if rest:
+        yield first, rest
+
+
+def _check_encoding(file: RawFile, begin: bytes) -> None:
+    if begin.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or (b"\0" in begin[:4] and begin[:4].strip(b"\0")):
+        raise DataError(f"{file.path}: looks like UTF-16 or UTF-32; expected UTF-8, convert it (iconv -t UTF-8)")
+
+
+def _parse(block: bytes, names: list[str], id_field: str | None) -> "pa.Table | None":
+    """The wanted keys of every line as columns; None where a line is not one object or a value is no string.
+
+    Arrow takes several objects on a line, and objects over several lines. Where as many objects come as there are
+    lines, and every line begins and ends with a brace, each line is one: a line that ends with } inside of an object
+    goes on with a comma or a bracket.
+    """
+    import pyarrow as pa
+    import pyarrow.json as pj
+
+    data = np.frombuffer(block, np.uint8)
+    ends = np.flatnonzero(data == NEWLINE)
+    if not block.endswith(b"\n"):
+        ends = np.append(ends, len(data))
+    if data[0] != OPEN or not ((data[ends - 1] == CLOSE).all() and (data[ends[:-1] + 1] == OPEN).all()):
+        return None
+    for id_type in dict.fromkeys((pa.large_string(), pa.int64() if id_field else pa.large_string())):
+        types = [(name, id_type if name == id_field else pa.large_string()) for name in names]
+        try:
+            table = pj.read_json(
+                pa.BufferReader(block),
+                pj.ReadOptions(use_threads=False, block_size=len(block) + 1),
+                pj.ParseOptions(explicit_schema=pa.schema(types), unexpected_field_behavior="ignore"),
+            )
+        except pa.ArrowInvalid:
+            continue
+        return table if table.num_rows == len(ends) else None
+    return None
+
+
+def _load(line: bytes, names: list[str], id_field: str | None) -> Any:
+    """The value of a line, or the error that it is not JSON."""
+    try:
+        # Bytes that are not UTF-8 pass as lone surrogates, and meet the policy if they are in the text.
+        return json.loads(line.decode("utf-8", "surrogateescape"))
+    except (ValueError, RecursionError) as error:
+        # Arrow takes keys that nobody asked for in whatever depth and number of digits. What a line becomes must not
+        # depend on its neighbours.
+        table = _parse(line, names, id_field)
+        return error if table is None else table.to_pylist()[0]

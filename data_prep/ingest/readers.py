@@ -1,18 +1,23 @@
 """The kinds of raw files, each with the function that reads one file of it.
 
-A reader is `read(file, config, ingest)` and yields the file's documents one by one, or the reason why a record is not
-one, with memory that does not grow with the file. It raises `DataError` where a policy of `ingest` says so, or where a
-file is damaged; a failure to read (`OSError`) is named by who calls it.
+A reader is `read(file, config, ingest)` and yields the file's documents, one by one or as tables (columns.py), and the
+reasons why records are not one, with memory that does not grow with the file. It raises `DataError` where a policy of
+`ingest` says so, or where a file is damaged; a failure to read (`OSError`) is named by who calls it.
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Union
 
 from data_prep.config import IngestConfig, SourceConfig
 from data_prep.ingest import jsonl, parquet, tree
 from data_prep.ingest.files import RawFile
 from data_prep.ingest.records import Document, Rejected
 
-Reader = Callable[[RawFile, SourceConfig, IngestConfig], Iterator[Document | Rejected]]
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+Read = Union[Document, Rejected, "pa.Table"]
+Reader = Callable[[RawFile, SourceConfig, IngestConfig], Iterator[Read]]
 READERS: Mapping[str, Reader] = {
     "tree": tree.read,
     "jsonl": jsonl.read,
@@ -20,6 +25,6 @@ READERS: Mapping[str, Reader] = {
 }
 
 
-def read_documents(file: RawFile, config: SourceConfig, ingest: IngestConfig) -> Iterator[Document | Rejected]:
+def read_documents(file: RawFile, config: SourceConfig, ingest: IngestConfig) -> Iterator[Read]:
     """All records of one file."""
     return READERS[config.kind](file, config, ingest)

@@ -32,9 +32,10 @@ class Document:
 
 @dataclass(frozen=True)
 class Rejected:
-    """A record that is no document; the reason is counted."""
+    """Records that are no documents; they are counted by the reason."""
 
     reason: str
+    count: int = 1
 
 
 def clean(

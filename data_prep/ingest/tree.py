@@ -1,4 +1,4 @@
-"""Kind `tree`: one document per file."""
+"""Kind `tree`: one document per file, which is in memory at once."""
 
 from collections.abc import Iterator
 
@@ -8,5 +8,4 @@ from data_prep.ingest.records import Document, Rejected, clean
 
 
 def read(file: RawFile, config: SourceConfig, ingest: IngestConfig) -> Iterator[Document | Rejected]:
-    with file.open() as stream:
-        yield clean(stream.read(), file.name, file.name, file.path, ingest, language=config.language)
+    yield clean(file.read(), file.name, file.name, file.path, ingest, language=config.language)
