@@ -1,7 +1,53 @@
 """Language and script of documents, and folding of Chinese script."""
 
-from maxlm.config import Section
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from maxlm.config import Count, Section
+
+# What sources of code declare as their language, in lower case: the usual names of the most frequent ones.
+# fmt: off
+CODE = [
+    "ada", "assembly", "awk", "bash", "batchfile", "c", "c#", "c++", "clojure", "cmake", "cobol", "code", "cpp",
+    "crystal", "csharp", "css", "cuda", "cython", "d", "dart", "dockerfile", "elixir", "elm", "erlang", "f#",
+    "fortran", "fsharp", "glsl", "go", "graphql", "groovy", "haskell", "html", "java", "javascript", "json", "julia",
+    "jupyter", "kotlin", "latex", "lisp", "lua", "makefile", "markdown", "mathematica", "matlab", "nim",
+    "objective-c", "ocaml", "pascal", "perl", "php", "powershell", "prolog", "protobuf", "python", "r", "racket",
+    "restructuredtext", "ruby", "rust", "sas", "scala", "scheme", "shell", "solidity", "sparql", "sql", "stata",
+    "swift", "systemverilog", "tcl", "tex", "toml", "typescript", "verilog", "vhdl", "visual-basic", "vue", "xml",
+    "yaml", "zig",
+]
+# fmt: on
+
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class LanguageConfig(Section):
-    pass
+    characters: Count = Field(2000, description="Characters from a document's start by which its language is found.")
+    keep_declared: bool = Field(
+        True,
+        description="Take the language that a source declares (language, language_field) as it is, without a score; "
+        "false to find the language of such documents as well, code aside.",
+    )
+    code: list[str] = Field(
+        CODE,
+        description="Declared languages, in lower case, that are code: such documents are neither identified nor "
+        "subject to `keep` and `scripts`.",
+    )
+    keep: dict[str, Share] | None = Field(
+        None,
+        description="Languages that stay, each with the least score of a document whose language was found, for "
+        "example {en: 0.65, zh: 0.692}; all others are dropped. Null keeps all.",
+    )
+    scripts: list[Annotated[str, Field(pattern=r"^[A-Z][a-z]{3}$")]] | None = Field(
+        None,
+        description="Scripts that stay, as ISO 15924 codes such as Latn, Hans, Hant (Hani where a text has neither's "
+        "own characters), Jpan, Cyrl. Null keeps all.",
+    )
+    fold_han: Literal["simplified", "traditional"] | None = Field(
+        None, description="Script into which the text of Chinese documents is converted by OpenCC; null for neither."
+    )
+    expect_matches: bool = Field(
+        False, description="Stop with exit code 3 when keep and scripts drop nothing, or fold_han changes nothing."
+    )

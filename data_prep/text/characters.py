@@ -25,6 +25,52 @@ _SINGLE = [
 ]
 
 
+# First words of letters' Unicode names, and the ISO 15924 code of their script. Han stands apart below.
+_NAMED = {
+    "LATIN": "Latn",
+    "CYRILLIC": "Cyrl",
+    "GREEK": "Grek",
+    "ARABIC": "Arab",
+    "HEBREW": "Hebr",
+    "HIRAGANA": "Hira",
+    "KATAKANA": "Kana",
+    "KATAKANA-HIRAGANA": "Kana",
+    "BOPOMOFO": "Bopo",
+    "HANGUL": "Hang",
+    "DEVANAGARI": "Deva",
+    "BENGALI": "Beng",
+    "GURMUKHI": "Guru",
+    "GUJARATI": "Gujr",
+    "ORIYA": "Orya",
+    "TAMIL": "Taml",
+    "TELUGU": "Telu",
+    "KANNADA": "Knda",
+    "MALAYALAM": "Mlym",
+    "SINHALA": "Sinh",
+    "THAI": "Thai",
+    "LAO": "Laoo",
+    "TIBETAN": "Tibt",
+    "MYANMAR": "Mymr",
+    "KHMER": "Khmr",
+    "GEORGIAN": "Geor",
+    "ARMENIAN": "Armn",
+    "ETHIOPIC": "Ethi",
+    "MONGOLIAN": "Mong",
+    "SYRIAC": "Syrc",
+    "THAANA": "Thaa",
+    "YI": "Yiii",
+    "CHEROKEE": "Cher",
+    "CANADIAN": "Cans",
+    "TIFINAGH": "Tfng",
+    "NKO": "Nkoo",
+    "JAVANESE": "Java",
+    "COPTIC": "Copt",
+}
+# Codes by the numbers in `scripts`: no letter, a letter of another script, Han characters that simplified text alone
+# has, that traditional text alone has, that both have, and the scripts above.
+SCRIPTS = ("", "Zzzz", "Hans", "Hant", "Hani", *dict.fromkeys(_NAMED.values()))
+
+
 @cache
 def kinds() -> np.ndarray:
     """Bits of each code point, uint8 [0x110000].
@@ -77,4 +123,29 @@ def folded(traditional: bool = True) -> np.ndarray:
         for code, character in zip(han, simplified, strict=True):
             if len(character) == 1:
                 table[code] = ord(character)
+    return table
+
+
+@cache
+def scripts() -> np.ndarray:
+    """The script of each letter as an index into `SCRIPTS`, uint8 [0x110000]; 0 for what is no letter.
+
+    Simplified are the Han characters that OpenCC's s2t alone changes, traditional those that its t2s alone changes.
+    """
+    import opencc
+
+    table = np.zeros(CODE_POINTS, np.uint8)
+    numbers = {name: SCRIPTS.index(script) for name, script in _NAMED.items()}
+    numbers |= {"CJK": SCRIPTS.index("Hani"), "IDEOGRAPHIC": SCRIPTS.index("Hani")}
+    for code in np.flatnonzero(kinds() & ALPHA).tolist():
+        words = unicodedata.name(chr(code), "").split()
+        first = words[1] if words and words[0] in ("FULLWIDTH", "HALFWIDTH") else "".join(words[:1])
+        table[code] = numbers.get(first, SCRIPTS.index("Zzzz"))
+    han = np.flatnonzero(table == SCRIPTS.index("Hani"))
+    lines = "\n".join(map(chr, han.tolist()))
+    simplified, traditional = (
+        np.array(opencc.OpenCC(name).convert(lines).split("\n")) != lines.split("\n") for name in ("s2t", "t2s")
+    )
+    table[han[simplified & ~traditional]] = SCRIPTS.index("Hans")
+    table[han[traditional & ~simplified]] = SCRIPTS.index("Hant")
     return table
