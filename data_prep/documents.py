@@ -104,9 +104,13 @@ def pedigree_schema() -> "pa.Schema":
 def read(part: Part, columns: Sequence[str]) -> "pa.Table":
     """The documents of a part that are kept, in row order, as the stages left them."""
     import pyarrow as pa
+    import pyarrow.parquet as pq
 
-    batches = list(iterate(part, columns))
-    return pa.concat_tables(batches) if batches else pa.table({})
+    if batches := list(iterate(part, columns)):
+        return pa.concat_tables(batches)
+    elsewhere = dict(part.columns)
+    schemas = {name: pq.read_schema(elsewhere[name]) if name in elsewhere else text_schema() for name in columns}
+    return pa.schema([schema.field(name) for name, schema in schemas.items()]).empty_table()
 
 
 def iterate(part: Part, columns: Sequence[str]) -> Iterator["pa.Table"]:

@@ -107,6 +107,51 @@ def write_list(folder: Folder, key: str, name: str, marks: Marks) -> dict:
     }
 
 
+@dataclass
+class Edits:
+    """Edits by compiled loops, where `Marks` would make an object of each: a span becomes a newline or nothing."""
+
+    rows: list[np.ndarray] = field(default_factory=list)
+    removed: list[np.ndarray] = field(default_factory=list)
+    owners: list[np.ndarray] = field(default_factory=list)
+    spans: list[np.ndarray] = field(default_factory=list)
+
+    def add(self, rows: np.ndarray, removed: np.ndarray, owners: np.ndarray, spans: np.ndarray) -> None:
+        """`removed` bytes of the documents `rows`; spans int64 [edits, 3] of the rows `owners`.
+
+        A span is start, stop and whether a newline takes its place.
+        """
+        self.rows.append(rows.astype(np.uint32))
+        self.removed.append(removed)
+        self.owners.append(owners.astype(np.uint32))
+        self.spans.append(spans.astype(np.uint32))
+
+
+def write_edits(folder: Folder, key: str, name: str, edits: Edits) -> dict[str, dict]:
+    """Write the list of the part `name`, if it has edits; what is counted of it, by name as `commit` has it."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if not sum(map(len, edits.rows)):
+        return {}
+    rows, removed, owners, spans = map(np.concatenate, (edits.rows, edits.removed, edits.owners, edits.spans))
+    order, inner = np.argsort(rows, kind="stable"), np.argsort(owners, kind="stable")
+    rows, removed, owners, spans = rows[order], removed[order], owners[inner], spans[inner]
+    texts = pa.array(["", "\n"], pa.large_string()).take(pa.array(spans[:, 2]))
+    records = pa.StructArray.from_arrays(
+        [pa.array(spans[:, 0]), pa.array(spans[:, 1]), texts], fields=list(list_schema().field("edits").type.value_type)
+    )
+    bounds = np.append(np.searchsorted(owners, rows), len(owners)).astype(np.int32)
+    notes = [f"{count} bytes" for count in removed.tolist()]
+    nothing = pa.nulls(len(rows), pa.string())
+    columns = [rows, nothing, notes, removed, pa.ListArray.from_arrays(pa.array(bounds), records)]
+    with writing(folder.file(key, f"{name}.parquet")) as temporary:
+        pq.write_table(pa.table(columns, schema=list_schema()), temporary, compression="zstd")
+    digest = hashlib.sha256(b"".join(np.ascontiguousarray(array).tobytes() for array in (rows, owners, spans)))
+    counted = {"documents": 0, "bytes": int(removed.sum()), "dropped": {}, "changed": {}}
+    return {name: counted | {"content": digest.hexdigest()[:32]}}
+
+
 def _count(names: Sequence[str | None], removed: Sequence[int]) -> dict[str, list[int]]:
     documents, size = Counter(), Counter()
     for name, count in zip(names, removed, strict=True):

@@ -143,7 +143,7 @@ def _with_jieba(texts: Texts, words: Words) -> Words:
 
 @numba.njit(cache=True, inline="always")
 def _is_han(data, start, stop):
-    """Whether a word of `unicode` is an ideograph: not kana nor the marks of repetition, jieba's dictionary has none."""
+    """Whether a word of `unicode` is one ideograph; kana and marks of repetition stay as they are."""
     if stop - start < 3:
         return False
     code, after = decode(data, start)
