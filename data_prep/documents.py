@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 ROW_GROUP = 4096
+# What copies are found by: these columns of a part go into a file of their own beside the shards, so that a later
+# preparation can remove copies of what is there without reading its text. `hash` is in every shard of text; normalised
+# (uint64) and bands (list of uint64) are there where a stage made them.
 FINGERPRINTS = ("hash", "normalised", "bands")
 
 
@@ -66,7 +69,13 @@ class Part:
     @property
     def pedigree(self) -> list[str]:
         """Columns of what is known of a document beside its id and text, those that stages added among them."""
-        return [*dict.fromkeys([*pedigree_schema().names, *(name for name, _ in self.columns)])]
+        added = (name for name, _ in self.columns if name not in FINGERPRINTS)
+        return [*dict.fromkeys([*pedigree_schema().names, *added])]
+
+    @property
+    def fingerprints(self) -> list[str]:
+        """The columns of `FINGERPRINTS` that the part has."""
+        return [name for name in FINGERPRINTS if name in text_schema().names or name in dict(self.columns)]
 
 
 @cache

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from data_prep.manifest import Folder, Record, make_key, save_error, writing
-from data_prep.tokenize.shards import DOCUMENTS, HASHES, INDEX, TOKENS
+from data_prep.tokenize.shards import DOCUMENTS, HASHES, INDEX, PRINTS, TOKENS
 from maxlm.data import shards as layout
 from maxlm.errors import DataError
 
@@ -82,8 +82,12 @@ def assemble(
 
 
 def _final_names(number: int) -> dict[str, str]:
-    names = (layout.tokens_name(number), layout.index_name(number), layout.documents_name(number))
-    return dict(zip((TOKENS, INDEX, DOCUMENTS), names, strict=True))
+    return {
+        TOKENS: layout.tokens_name(number),
+        INDEX: layout.index_name(number),
+        DOCUMENTS: layout.documents_name(number),
+        PRINTS: layout.fingerprints_name(number),
+    }
 
 
 def _manifest(

@@ -12,7 +12,7 @@ from data_prep.engine import Task
 from data_prep.funnel import Amount, FunnelRow
 from data_prep.manifest import Record, make_key
 from data_prep.stages import Run
-from data_prep.tokenize import output, shards
+from data_prep.tokenize import output, runs, shards
 from data_prep.tokenize.encode import lossy
 from data_prep.tokenize.tokenizer import fingerprint, make_tokenizer
 from maxlm.data.shards import Manifest, TokenizerEntry, read_manifest
@@ -20,7 +20,7 @@ from maxlm.data.tokenizer import FILE_NAMES
 from maxlm.errors import DataError, SaveError
 
 
-def run_tokenizer(this: Run, parts: list[Part]) -> shards.Encoding:
+def run_tokenizer(this: Run, parts: list[Part]) -> runs.Encoding:
     config, fraction = this.config.tokenizer, this.config.validation_fraction
     key = fingerprint(config, parts, fraction)
     total = min(config.max_bytes, int((1 - fraction) * sum(part.bytes for part in parts)))
@@ -34,11 +34,11 @@ def run_tokenizer(this: Run, parts: list[Part]) -> shards.Encoding:
         this.warn(f"the tokenizer does not give every text back: {found}")
     fast = config.fast and record.values["fast"]
     directory = this.folder("tokenizer").file(key, FILE_NAMES[entry.kind]).parent
-    return shards.Encoding(directory, entry, fast, not config.allow_lossy, this.config.seed, fraction)
+    return runs.Encoding(directory, entry, fast, not config.allow_lossy, this.config.seed, fraction)
 
 
-def run_shards(this: Run, parts: list[Part], encoding: shards.Encoding) -> dict[str, Manifest]:
-    tasks = [Task(encoding.key(part), shards.write_runs, (part, encoding), part.bytes) for part in parts]
+def run_shards(this: Run, parts: list[Part], encoding: runs.Encoding) -> dict[str, Manifest]:
+    tasks = [Task(encoding.key(part), runs.write_runs, (part, encoding), part.bytes) for part in parts]
     records = this.tasks("tokenize", tasks, "shards")
     splits = [counts for record in records for counts in record.values.values()]
     before = Amount.of(parts)
@@ -47,7 +47,7 @@ def run_shards(this: Run, parts: list[Part], encoding: shards.Encoding) -> dict[
     this.funnel.append(FunnelRow("tokenize", before, after, {"no tokens": empty}))
     plans = {}
     for source in this.config.ingest.sources:
-        for split in shards.SPLITS[: 2 if this.config.validation else 1]:
+        for split in runs.SPLITS[: 2 if this.config.validation else 1]:
             directory = output_directory(this.config, source, split)
             chosen = [r for part, r in zip(parts, records, strict=True) if part.source == source and split in r.values]
             if not any(record.values[split]["documents"] for record in chosen):
@@ -58,23 +58,23 @@ def run_shards(this: Run, parts: list[Part], encoding: shards.Encoding) -> dict[
 
 
 def _plan(
-    this: Run, directory: Path, split: str, records: Sequence[Record], encoding: shards.Encoding
+    this: Run, directory: Path, split: str, records: Sequence[Record], encoding: runs.Encoding
 ) -> tuple[output.Output, list[Task]]:
     """An output directory and the tasks that make its shards."""
     total = sum(record.values[split]["tokens"] for record in records)
     count = -(-total // this.config.shards.shard_tokens)
-    runs = [shards.Run(this.folder("tokenize").file(record.key, split).parent, split) for record in records]
+    pieces = [runs.Run(this.folder("tokenize").path / record.key, split) for record in records]
     inputs = [record.key for record in records]
     tasks = []
     for number in range(count):
-        key = make_key("shard", shards.SHARD_VERSION, inputs, split, number, count, encoding.dtype)
-        arguments = (runs, number, count, encoding.dtype)
+        key = make_key("shard", shards.VERSION, inputs, split, number, count, encoding.dtype)
+        arguments = (pieces, number, count, encoding.dtype)
         tasks.append(Task(key, shards.write_shard, arguments, total // count * np.dtype(encoding.dtype).itemsize))
     return output.Output(directory, tuple(task.key for task in tasks), encoding.dtype, encoding.entry), tasks
 
 
 def _write_outputs(
-    this: Run, plans: dict[Path, tuple[output.Output, list[Task]]], encoding: shards.Encoding
+    this: Run, plans: dict[Path, tuple[output.Output, list[Task]]], encoding: runs.Encoding
 ) -> dict[str, Manifest]:
     folder = this.folder("output")
     manifests = {directory: output.find(folder, plan) for directory, (plan, _) in plans.items()}
@@ -110,7 +110,7 @@ def _report_empty(this: Run, source: str, split: str) -> None:
 def check_outputs(config: Pipeline) -> None:
     """An output replaces a directory of shards, and nothing else."""
     for source in config.ingest.sources:
-        for split in shards.SPLITS[: 2 if config.validation else 1]:
+        for split in runs.SPLITS[: 2 if config.validation else 1]:
             directory = output_directory(config, source, split)
             if not directory.exists():
                 continue

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from data_prep.documents import SHUFFLE_SALT, held_out, mix
-from data_prep.tokenize.shards import add_boundaries
-from maxlm.data.shards import HASH_DTYPE, document_hash, read_manifest
+from data_prep.tokenize.runs import Encoding
+from data_prep.tokenize.tokens import add_boundaries
+from maxlm.data.shards import HASH_DTYPE, TokenizerEntry, document_hash, read_manifest
 from maxlm.errors import DataError, SaveError
 
 SMALL = {"shard_bytes": 12000}
@@ -105,9 +106,6 @@ def test_several_sources_share_a_tokenizer_and_have_a_directory_each(tree, prepa
 
 
 def test_a_large_vocabulary_is_written_in_four_bytes():
-    from data_prep.tokenize.shards import Encoding
-    from maxlm.data.shards import TokenizerEntry
-
     for size, dtype in ((2**16, "uint16"), (2**16 + 1, "uint32")):
         entry = TokenizerEntry(kind="tokenizers", vocab_size=size, bos_id=None, eos_id=0, files={})
         assert Encoding(Path("."), entry, True, True, 0, 0.0).dtype == dtype

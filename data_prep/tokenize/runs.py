@@ -1,0 +1,212 @@
+"""Text shards -> runs: the tokens of one text shard, in the order in which they are shuffled.
+
+A document's place in the shuffle is a random 64-bit key that depends on (seed, document id) alone. A run is sorted by
+it, so that an output shard, which is a range of keys, is one piece of every run.
+
+Memory of a worker: the tokenizer with what it keeps (up to 0.2 GB), one row group of text (16 MB) with its tokens, 40
+bytes per document of the shard, and the columns of 2**18 documents at a time. The tokens lie in a file from the moment
+they are made: a shard of 256 MB takes 0.4 GB, whatever its documents are.
+"""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from data_prep.documents import SHUFFLE_SALT, Part, held_out, iterate, mix
+from data_prep.engine import advance
+from data_prep.manifest import Folder, Record, make_key, save_error, writing
+from data_prep.text.texts import Texts
+from data_prep.tokenize.encode import Encoder
+from data_prep.tokenize.tokens import add_boundaries, gather
+from maxlm.data.shards import TokenizerEntry
+from maxlm.data.tokenizer import Tokenizer
+
+VERSION = 2
+SPLITS = ("train", "validation")
+LITTLE = {"uint16": "<u2", "uint32": "<u4"}
+# Documents are put in order in pieces of so many tokens, their columns in pieces of so many documents.
+BATCH_TOKENS, BATCH_DOCUMENTS = 2**22, 2**18
+# A range of keys reads only the row groups that it touches, so they are small.
+ROW_GROUP = 2048
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How text becomes tokens: everything that the runs depend on beside the documents."""
+
+    directory: Path
+    entry: TokenizerEntry
+    fast: bool
+    lossless: bool
+    seed: int
+    fraction: float
+
+    @property
+    def dtype(self) -> str:
+        return "uint16" if self.entry.vocab_size <= 2**16 else "uint32"
+
+    def key(self, part: Part) -> str:
+        settings = [self.entry.hash, self.entry.bos_id, self.entry.eos_id, self.fast, self.lossless]
+        return make_key("runs", VERSION, part.key, settings, self.seed, self.fraction)
+
+
+@dataclass(frozen=True)
+class Run:
+    """Tokens of one text shard and split, sorted by shuffle key: files SPLIT.tokens, .keys, .ends and .parquet."""
+
+    directory: Path
+    split: str
+
+    def file(self, kind: str) -> Path:
+        return self.directory / f"{self.split}.{kind}"
+
+    def load(self, kind: str, dtype: str) -> np.ndarray:
+        return _map(self.file(kind), dtype)
+
+    def between(self, shard: int, shards: int) -> tuple[int, int]:
+        """The rows whose keys lie in the shard's equal share of the 64-bit range."""
+        keys = self.load("keys", "<u8")
+        edges = [-(-(2**64) * edge // shards) for edge in (shard, shard + 1)]
+        low, high = (np.searchsorted(keys, np.uint64(edge)) if edge < 2**64 else len(keys) for edge in edges)
+        return int(low), int(high)
+
+    def edges(self, low: int, high: int) -> np.ndarray:
+        """Where the rows low..high begin and the last of them ends, in tokens; int64 [high - low + 1]."""
+        ends = self.load("ends", "<u8")[max(0, low - 1) : high].astype(np.int64)
+        return ends if low else np.append(0, ends)
+
+
+def _map(file: Path | BinaryIO, dtype: str) -> np.ndarray:
+    size = os.fstat(file.fileno()).st_size if hasattr(file, "fileno") else file.stat().st_size
+    return np.asarray(np.memmap(file, dtype, "r")) if size else np.zeros(0, dtype)
+
+
+@dataclass(frozen=True)
+class _Documents:
+    """What is known of each kept document of a part, in reading order; arrays [documents]."""
+
+    keys: np.ndarray
+    held: np.ndarray
+    bytes: np.ndarray
+    lengths: np.ndarray
+
+    @property
+    def starts(self) -> np.ndarray:
+        return np.cumsum(self.lengths) - self.lengths
+
+
+def write_runs(folder: Folder, key: str, part: Part, encoding: Encoding) -> Record:
+    """Tokenize the kept documents of a part.
+
+    `values` has per split documents, bytes, tokens, and the `empty` documents that gave no token.
+    """
+    values, names = {}, []
+    with _scratch(folder.path / key) as file:
+        documents = _tokenize(part, encoding, file, folder.path / key)
+        tokens = _map(file, LITTLE[encoding.dtype])
+        for split, chosen in zip(SPLITS, (~documents.held, documents.held), strict=True):
+            if not chosen.any():
+                continue
+            rows = np.flatnonzero(chosen & (documents.lengths > 0))
+            rows = rows[np.argsort(documents.keys[rows], kind="stable")]
+            _write_tokens(folder, key, split, documents, rows, tokens)
+            with writing(folder.file(key, f"{split}.parquet")) as temporary:
+                _write_columns(temporary, part, rows)
+            names += [f"{split}.{kind}" for kind in ("tokens", "keys", "ends", "parquet")]
+            values[split] = {
+                "documents": len(rows),
+                "bytes": int(documents.bytes[rows].sum()),
+                "tokens": int(documents.lengths[rows].sum()),
+                "empty": int(chosen.sum()) - len(rows),
+            }
+    return folder.commit(key, names, values)
+
+
+def _scratch(directory: Path) -> BinaryIO:
+    """A file without a name, which goes with the process."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        return tempfile.TemporaryFile(dir=directory)
+    except OSError as error:
+        raise save_error(directory, error) from error
+
+
+def _tokenize(part: Part, encoding: Encoding, file: BinaryIO, place: Path) -> _Documents:
+    """Write the tokens of the documents in reading order; `place` is where the file is, for messages."""
+    encoder = Encoder(Tokenizer(encoding.directory, encoding.entry), encoding.fast, encoding.lossless)
+    hashes, sizes, lengths = [np.zeros(0, np.uint64)], [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+    for table in iterate(part, ("id_hash", "text", "bytes")):
+        hashes.append(table["id_hash"].to_numpy())
+        sizes.append(table["bytes"].to_numpy())
+        for _, texts in Texts.of(table["text"]).batches():
+            ids, counts = encoder.encode(texts)
+            tokens, counts = add_boundaries(ids, counts, encoding.entry.bos_id, encoding.entry.eos_id)
+            _append(file, tokens.astype(LITTLE[encoding.dtype]), place)
+            lengths.append(counts)
+            advance(int(texts.bounds[-1] - texts.bounds[0]))
+    hash_of, size_of, length_of = map(np.concatenate, (hashes, sizes, lengths))
+    keys = mix(hash_of, SHUFFLE_SALT + encoding.seed)
+    return _Documents(keys, held_out(hash_of, encoding.fraction), size_of, length_of)
+
+
+def _append(file: BinaryIO, array: np.ndarray, place: Path) -> None:
+    try:
+        file.write(array)
+        file.flush()
+    except OSError as error:
+        raise save_error(place, error) from error
+
+
+def _write_tokens(
+    folder: Folder, key: str, split: str, documents: _Documents, rows: np.ndarray, tokens: np.ndarray
+) -> None:
+    """Write the tokens of the documents `rows`, in that order, with their keys and ends."""
+    starts, lengths = documents.starts[rows], documents.lengths[rows]
+    with writing(folder.file(key, f"{split}.tokens")) as temporary, open(temporary, "wb") as file:
+        for batch in batches(lengths, BATCH_TOKENS):
+            chunk = np.empty(lengths[batch].sum(), tokens.dtype)
+            gather(tokens, starts[batch], lengths[batch], chunk)
+            file.write(chunk)
+    for kind, array in (("keys", documents.keys[rows]), ("ends", np.cumsum(lengths))):
+        with writing(folder.file(key, f"{split}.{kind}")) as temporary:
+            temporary.write_bytes(array.astype("<u8").tobytes())
+
+
+def batches(sizes: np.ndarray, limit: int) -> Iterator[slice]:
+    """Consecutive pieces of an array of sizes, each of about `limit` together."""
+    if len(sizes):
+        edges = np.flatnonzero(np.diff(np.cumsum(sizes) // limit)) + 1
+        for first, last in pairwise([0, *edges.tolist(), len(sizes)]):
+            yield slice(first, last)
+
+
+def _write_columns(path: Path, part: Part, rows: np.ndarray) -> None:
+    """Write what is known of the documents `rows` of the kept ones, in that order.
+
+    The part is read again for every piece of the order: without its text that costs less than to sort on disk.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    columns = ("id", "id_hash", *part.pedigree, *part.fingerprints)
+    places = np.full(part.documents, -1, np.int64)
+    places[rows] = np.arange(len(rows))
+    writer = None
+    for first in range(0, max(1, len(rows)), BATCH_DOCUMENTS):
+        found, order, start = [], [], 0
+        for table in iterate(part, columns):
+            place = places[start : start + table.num_rows]
+            start += table.num_rows
+            wanted = (first <= place) & (place < first + BATCH_DOCUMENTS)
+            found.append(table.filter(pa.array(wanted)))
+            order.append(place[wanted])
+        table = pa.concat_tables(found).take(np.argsort(np.concatenate(order)))
+        writer = writer or pq.ParquetWriter(path, table.schema, compression="zstd")
+        writer.write_table(table, ROW_GROUP)
+    writer.close()
