@@ -3,13 +3,18 @@
 import hashlib
 from pathlib import Path
 
+import fsspec
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from data_prep.documents import SHUFFLE_SALT, held_out, mix
+from data_prep import pipeline
+from data_prep.documents import SHUFFLE_SALT, held_out, mix, read, write_columns
 from data_prep.tokenize.runs import Encoding
 from data_prep.tokenize.tokens import add_boundaries
-from maxlm.data.shards import HASH_DTYPE, TokenizerEntry, document_hash, read_manifest
+from maxlm.config import CacheConfig
+from maxlm.data.shards import HASH_DTYPE, Shards, TokenizerEntry, document_hash, fingerprints_name, read_manifest
 from maxlm.errors import DataError, SaveError
 
 SMALL = {"shard_bytes": 12000}
@@ -95,6 +100,59 @@ def test_manifest_counts_and_checksums_are_those_of_the_files(prepare):
         data = (directory / name).read_bytes()
         assert (len(data), hashlib.sha256(data).hexdigest()) == (entry.size, entry.sha256)
     assert manifest.dtype == "uint16" and manifest.documents == 120
+
+
+def test_what_copies_are_found_by_lies_beside_the_documents(tmp_path, tree, prepare, monkeypatch):
+    """Row for row, with what stages added; not among the documents, which have all other columns of stages."""
+
+    def add(this, parts):
+        after = []
+        for part in parts:
+            table = read(part, ("row", "id_hash"))
+            number = table["id_hash"].to_numpy()
+            columns = {
+                "normalised": pa.array(number + np.uint64(1)),
+                "bands": pa.array([[value, 7] for value in number.tolist()], pa.list_(pa.uint64())),
+                "score": pa.array(np.arange(len(number)) * 0.5),
+            }
+            path = tmp_path / f"{part.name}.columns"
+            write_columns(path, part, table["row"].to_numpy().astype(np.int64), columns)
+            after.append(part.with_columns(path, list(columns), part.name))
+        return after
+
+    monkeypatch.setattr(pipeline, "SELECTING", pipeline.SELECTING | {"rules": add})
+    prepared = prepare(ingest=many_parts(tree), shards={"shard_tokens": 4000})
+    directory, rows, prints = prepared.directories["web"], prepared.documents("web"), []
+    for number, shard in enumerate(prepared.manifests["web"].shards):
+        assert fingerprints_name(number) in shard.files
+        prints += pq.read_table(directory / fingerprints_name(number)).to_pylist()
+    assert len(prints) == len(rows) == 120
+    for row, found in zip(rows, prints, strict=True):
+        number = document_hash(row["id"])
+        assert found == {
+            "hash": hashlib.sha256(row["text"].encode()).digest()[:16],
+            "normalised": (number + 1) % 2**64,
+            "bands": [number, 7],
+        }
+        assert "score" in row and not {"hash", "normalised", "bands", "id_hash"} & set(row)
+
+
+def test_fingerprints_are_verified_in_a_store_and_fetched_by_no_reader(tmp_path, prepare):
+    directory = prepare().directories["web"]
+    store = fsspec.filesystem("memory")
+    store.put(str(directory), "/prepared/web", recursive=True)
+    cache = CacheConfig(directory=str(tmp_path / "cache"), chunk_mib=1)
+    local, remote = Shards(directory), Shards("memory://prepared/web", cache)
+    remote.verify("checksums")
+    assert np.array_equal(local.read(0, len(local)), remote.read(0, len(remote)))
+    assert np.array_equal(local.ends(0, len(local)), remote.ends(0, len(remote)))
+    assert [remote.local_documents(0), remote.local_hashes(), remote.local_tokenizer()]
+    fetched = {path.name.partition(".")[0] for path in (tmp_path / "cache").rglob("*") if path.is_file()}
+    assert {"tokens-00000", "documents-00000", "documents"} <= fetched and "fingerprints-00000" not in fetched
+    name = f"/prepared/web/{fingerprints_name(0)}"
+    store.pipe_file(name, store.cat_file(name)[:-1] + b"x")
+    with pytest.raises(DataError, match="fingerprints-00000.parquet: its contents differ"):
+        remote.verify("checksums")
 
 
 def test_several_sources_share_a_tokenizer_and_have_a_directory_each(tree, prepare):
