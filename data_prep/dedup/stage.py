@@ -1,29 +1,96 @@
 """The stages that remove copies: of documents, of lines and paragraphs, of longer substrings."""
 
-from data_prep.dedup import exact
+from collections.abc import Callable, Sequence
+
+from data_prep.dedup import against, exact, fuzzy
+from data_prep.dedup.copies import Ranks, find_copies, gather_keys, located
 from data_prep.documents import Part
 from data_prep.engine import Task
-from data_prep.manifest import make_key
+from data_prep.manifest import Record, make_key
 from data_prep.stages import Run
 from maxlm.errors import DataError
 
 
 def run_exact(this: Run, parts: list[Part]) -> list[Part]:
-    wanted = this.config.dedup is not None
-    sources = list(this.config.ingest.sources)
-    key = make_key("exact", exact.VERSION, wanted, sources, [part.key for part in parts])
-    record = this.query("exact", Task(key, exact.find_duplicates, (parts, sources, wanted), 0))
-    after = this.apply("exact", parts, [record])
-    if wanted and sum(part.documents for part in parts) == sum(part.documents for part in after):
-        message = f"exact: no duplicate among {sum(part.documents for part in parts):,} documents"
-        if this.config.dedup.expect_matches:
-            raise DataError(f"{message}, and dedup.expect_matches is set")
-        this.warn(message)
+    """Drop what `dedup.exact` and `dedup.against` say; that ids are unique is checked in any case."""
+    config, folder = this.config.dedup, this.folder("exact")
+    wanted = config is not None and config.exact
+    keys = this.map_parts("exact", parts, exact.write_part_keys, exact.VERSION)
+    parts = [
+        part.with_columns(folder.file(record.key, exact.COLUMNS), ["hash"], record.key)
+        if record.values["changed"]
+        else part
+        for part, record in zip(parts, keys, strict=True)
+    ]
+    records, found = [], []
+    if wanted:
+        shards = against.find_shards(this.config)
+        earlier = this.map_parts("exact", shards, exact.write_shard_keys, exact.VERSION) if shards else []
+        files = [folder.file(record.key, exact.TEXTS) for record in (*keys, *earlier)]
+        record = find_copies(this, "exact", [*parts, *shards], files, _ranks(this))
+        found = [folder.file(record.key, name) for name in record.values["found"]]
+        records = _mark(this, "exact", parts, record, exact.mark, exact.MARK_VERSION)
+    ids = gather_keys(this, "exact", parts, [folder.file(record.key, exact.IDS) for record in keys])
+    key = make_key("ids", exact.VERSION, [record.key for record in ids], [path.parent.name for path in found])
+    this.query("exact", Task(key, exact.check_ids, (*located(folder, ids), parts, found), 0))
+    after = this.apply("exact", parts, records)
+    if wanted:
+        _expect(this, "exact", parts, after, "no duplicate", "dedup.expect_matches", config.expect_matches)
     return after
 
 
 def run_fuzzy(this: Run, parts: list[Part]) -> list[Part]:
-    return parts
+    """Drop what `dedup.normalised`, `dedup.fuzzy` and `dedup.against` say; the signatures become columns."""
+    config, folder = this.config.dedup, this.folder("fuzzy")
+    if config is None or not config.signed:
+        return parts
+    signing, shards = fuzzy.Signing(config), against.find_shards(this.config)
+    keys = this.map_parts("fuzzy", parts, fuzzy.write_part_keys, fuzzy.VERSION, signing)
+    earlier = this.map_parts("fuzzy", shards, fuzzy.write_shard_keys, fuzzy.VERSION, signing) if shards else []
+    files = [folder.file(record.key, fuzzy.KEYS) for record in (*keys, *earlier)]
+    signed = [
+        part.with_columns(folder.file(record.key, fuzzy.COLUMNS), signing.columns, record.key)
+        for part, record in zip(parts, keys, strict=True)
+    ]
+    record = find_copies(this, "fuzzy", [*signed, *shards], files, _ranks(this), config.normalised)
+    records = _mark(this, "fuzzy", signed, record, fuzzy.mark, fuzzy.MARK_VERSION)
+    after = [
+        part.with_columns(folder.file(record.key, fuzzy.COLUMNS), ["cluster_size"], part.key)
+        for part, record in zip(this.apply("fuzzy", signed, records), records, strict=True)
+    ]
+    section, expected = (
+        ("dedup.fuzzy", config.fuzzy.expect_matches) if config.fuzzy else ("dedup", config.expect_matches)
+    )
+    _expect(this, "fuzzy", parts, after, "no near duplicate", f"{section}.expect_matches", expected)
+    return after
+
+
+def _ranks(this: Run) -> Ranks:
+    return Ranks(tuple(this.config.dedup.against), tuple(this.config.ingest.sources))
+
+
+def _mark(
+    this: Run, stage: str, parts: Sequence[Part], found: Record, function: Callable[..., Record], version: int
+) -> list[Record]:
+    """The list of every part, from what `find_copies` found."""
+    files = [this.folder(stage).file(found.key, name) for name in found.values["found"]]
+    tasks = [
+        Task(make_key(stage, version, part.key, number, found.key), function, (part, number, files, _ranks(this)), 0)
+        for number, part in enumerate(parts)
+    ]
+    return this.tasks(stage, tasks, "lists")
+
+
+def _expect(
+    this: Run, stage: str, before: Sequence[Part], after: Sequence[Part], nothing: str, key: str, expected: bool
+) -> None:
+    """A stage that matched nothing says so, or stops."""
+    count = sum(part.documents for part in before)
+    if count == sum(part.documents for part in after):
+        message = f"{stage}: {nothing} among {count:,} documents"
+        if expected:
+            raise DataError(f"{message}, and {key} is set")
+        this.warn(message)
 
 
 def run_lines(this: Run, parts: list[Part]) -> list[Part]:

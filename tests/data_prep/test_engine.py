@@ -3,6 +3,7 @@
 import os
 import signal
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -58,11 +59,21 @@ def test_a_killed_worker_is_an_error_and_not_a_hang(tmp_path):
         pool.run(Folder(tmp_path), tasks_of(die, 2), lambda done: None)
 
 
-def test_repeated_rows_have_one_first(tmp_path):
-    table = {"source": ["b", "a", "a", "b"], "id": ["1", "3", "2", "0"], "hash": ["x", "x", "x", "y"]}
-    pq.write_table(pa.table(table), tmp_path / "t.parquet")
-    scanned = queries.scan([tmp_path / "t.parquet"], ["source", "id", "hash"])
-    for first, expected in (((), "2"), (("b", "a"), "1"), (("a", "b"), "2")):
-        rows = queries.collect(queries.repeated(scanned, "hash", ("source", "id"), first)).to_pylist()
-        assert {row["id"] for row in rows} == {"1", "2", "3"} and {row["copies"] for row in rows} == {3}
-        assert [row["id"] for row in rows if row["kept"]] == [expected]
+def test_queries_find_shared_keys_range_by_range(tmp_path, monkeypatch):
+    monkeypatch.setattr(queries, "RANGE_ROWS", 100)
+    generator = np.random.default_rng(0)
+    keys = generator.choice(generator.integers(0, 2**64, 500, np.uint64), 900)
+    places = generator.permutation(900).astype(np.uint64)
+    for number in range(3):
+        table = pa.table({"key": keys[number::3], "place": places[number::3]})
+        pq.write_table(table, tmp_path / f"{number}.parquet", row_group_size=50)
+    found = []
+    for low, high in queries.ranges(900):
+        table = queries.between(queries.scan(sorted(tmp_path.iterdir()), ["key", "place"]), "key", low, high)
+        rows = queries.collect(queries.shared(table, ["key"], "place"), ["place"]).to_pylist()
+        assert rows == sorted(rows, key=lambda row: row["place"])
+        found += rows
+    assert len(list(queries.ranges(900))) == 9 and list(queries.ranges(900))[-1][1] == 2**64 - 1
+    first = {key: places[keys == key].min() for key in keys}
+    expected = {(first[key], place) for key, place in zip(keys, places, strict=True) if place != first[key]}
+    assert {(row["first"], row["place"]) for row in found} == expected and len(found) == len(expected)
