@@ -8,7 +8,14 @@ overridden by its dotted key.
 
 # ruff: noqa: F401
 from data_prep.config.decontaminate import DecontaminateConfig
-from data_prep.config.dedup import DedupConfig, FuzzyConfig, ShinglesConfig
+from data_prep.config.dedup import (
+    DedupConfig,
+    FuzzyConfig,
+    LinesConfig,
+    ParagraphsConfig,
+    ShinglesConfig,
+    SubstringsConfig,
+)
 from data_prep.config.ingest import IngestConfig, SourceConfig
 from data_prep.config.language import LanguageConfig
 from data_prep.config.pipeline import VALIDATION_SUFFIX, Pipeline, ValidationConfig

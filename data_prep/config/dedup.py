@@ -38,6 +38,36 @@ class FuzzyConfig(ShinglesConfig):
     expect_matches: bool = Field(False, description="Stop with exit code 3 when no near duplicate is found.")
 
 
+class LinesConfig(Section):
+    min_characters: Count = Field(
+        20, description="Shorter ones are never cut, in characters; a run of white space counts as one."
+    )
+    max_documents: Count = Field(6, description="Number of documents of all sources that one may occur in.")
+    keep: Literal["first", "none"] = Field(
+        "first",
+        description="Of one that occurs in more: keep it in the first max_documents documents, by the order of sources "
+        "and a hash of their ids, or in none.",
+    )
+    normalise: bool = Field(
+        True, description="Compare without case, width of characters, script of Han characters and kind of white space."
+    )
+    expect_matches: bool = Field(False, description="Stop with exit code 3 when nothing is cut.")
+
+
+class ParagraphsConfig(LinesConfig):
+    min_characters: Count = Field(200, description=LinesConfig.model_fields["min_characters"].description)
+    max_documents: Count = Field(1, description=LinesConfig.model_fields["max_documents"].description)
+
+
+class SubstringsConfig(Section):
+    min_bytes: Annotated[Count, Field(ge=32)] = Field(
+        200,
+        description="Length from which substrings that occur again are cut, in bytes of UTF-8: some of them; from "
+        "twice this length on all of them, but for up to half of min_bytes at their ends.",
+    )
+    expect_matches: bool = Field(False, description="Stop with exit code 3 when nothing is cut.")
+
+
 class DedupConfig(Section):
     exact: bool = Field(True, description="Keep one of the documents whose text is the same, byte for byte.")
     normalised: bool = Field(
@@ -48,6 +78,11 @@ class DedupConfig(Section):
     fuzzy: FuzzyConfig | None = Field(
         None, description="Keep one of the documents that share most of their shingles; the longest of a source."
     )
+    lines: LinesConfig | None = Field(None, description="Cut lines that occur in many documents.")
+    paragraphs: ParagraphsConfig | None = Field(
+        None, description="Cut blocks between blank lines that occur in more than one document, after the lines."
+    )
+    substrings: SubstringsConfig | None = Field(None, description="Cut long repeats within and across documents.")
     against: list[str] = Field(
         [],
         description="Directories of prepared shards: what is a copy of one of their documents, in the sense of exact, "

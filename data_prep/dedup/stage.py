@@ -2,10 +2,12 @@
 
 from collections.abc import Callable, Sequence
 
-from data_prep.dedup import against, exact, fuzzy
+from data_prep.config import LinesConfig
+from data_prep.dedup import against, exact, fuzzy, lines, spans, substrings
 from data_prep.dedup.copies import Ranks, find_copies, gather_keys, located
 from data_prep.documents import Part
 from data_prep.engine import Task
+from data_prep.funnel import Amount
 from data_prep.manifest import Record, make_key
 from data_prep.stages import Run
 from maxlm.errors import DataError
@@ -65,6 +67,38 @@ def run_fuzzy(this: Run, parts: list[Part]) -> list[Part]:
     return after
 
 
+def run_lines(this: Run, parts: list[Part]) -> list[Part]:
+    """Lines, then paragraphs of what is left: two rows of the funnel."""
+    for stage in ("lines", "paragraphs"):
+        config: LinesConfig | None = this.config.dedup and getattr(this.config.dedup, stage)
+        if config is not None:
+            splitting = lines.Splitting(stage == "paragraphs", config.min_characters, config.normalise)
+            units = this.map_parts(stage, parts, lines.write_part_units, lines.VERSION, splitting)
+            rule = spans.Rule(config.max_documents, config.keep == "first", by_document=True)
+            records = spans.find_lists(this, stage, parts, units, rule, lines.write_list)
+            count = sum(record.values["units"] for record in units)
+            nothing = f"none of {count:,} {stage} occurs more than {config.max_documents} times"
+            after = this.apply(stage, parts, records)
+            _expect(this, stage, parts, after, nothing, f"dedup.{stage}.expect_matches", config.expect_matches)
+            parts = after
+    return parts
+
+
+def run_substrings(this: Run, parts: list[Part]) -> list[Part]:
+    config = this.config.dedup and this.config.dedup.substrings
+    if config is None:
+        return parts
+    winnowing = substrings.Winnowing(config.min_bytes)
+    units = this.map_parts("substrings", parts, substrings.write_part_units, substrings.VERSION, winnowing)
+    records = spans.find_lists(
+        this, "substrings", parts, units, winnowing.rule, substrings.write_list, config.min_bytes
+    )
+    nothing = f"no repeat of {config.min_bytes} bytes"
+    after = this.apply("substrings", parts, records)
+    _expect(this, "substrings", parts, after, nothing, "dedup.substrings.expect_matches", config.expect_matches)
+    return after
+
+
 def _ranks(this: Run) -> Ranks:
     return Ranks(tuple(this.config.dedup.against), tuple(this.config.ingest.sources))
 
@@ -85,17 +119,9 @@ def _expect(
     this: Run, stage: str, before: Sequence[Part], after: Sequence[Part], nothing: str, key: str, expected: bool
 ) -> None:
     """A stage that matched nothing says so, or stops."""
-    count = sum(part.documents for part in before)
-    if count == sum(part.documents for part in after):
-        message = f"{stage}: {nothing} among {count:,} documents"
+    amount = Amount.of(before)
+    if amount == Amount.of(after):
+        message = f"{stage}: {nothing} among {amount.documents:,} documents"
         if expected:
             raise DataError(f"{message}, and {key} is set")
         this.warn(message)
-
-
-def run_lines(this: Run, parts: list[Part]) -> list[Part]:
-    return parts
-
-
-def run_substrings(this: Run, parts: list[Part]) -> list[Part]:
-    return parts

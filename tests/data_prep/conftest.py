@@ -1,5 +1,7 @@
 """Small corpora, pipelines over them, and what the prepared shards say when they are read back."""
 
+import itertools
+import json
 import os
 import random
 import subprocess
@@ -13,7 +15,11 @@ import pytest
 from rich.console import Console
 
 from data_prep.config import Pipeline
-from data_prep.pipeline import run
+from data_prep.documents import iterate
+from data_prep.engine import open_workers
+from data_prep.ingest.stage import run as read_sources
+from data_prep.pipeline import SELECTING, run
+from data_prep.stages import Run
 from maxlm.config import validate
 from maxlm.data.shards import Manifest, Shards, documents_name
 from maxlm.data.tokenizer import Tokenizer
@@ -75,6 +81,46 @@ def pipeline(tmp_path: Path, tree: Path) -> Callable[..., Pipeline]:
         return validate(values | sections, Pipeline, "test")
 
     return make
+
+
+class Selected:
+    """What is left of texts, {source: {id: text}}, after one stage between ingest and tokenizer."""
+
+    def __init__(self, directory: Path, stage: str, sources: dict[str, dict[str, str]], **sections: object):
+        ingest = {"sources": {}, "shard_bytes": sections.pop("shard_bytes", 2**28)}
+        directory.mkdir(parents=True, exist_ok=True)
+        for name, texts in sources.items():
+            path = directory / f"{name}.jsonl"
+            lines = "".join(json.dumps({"id": key, "text": text}) + "\n" for key, text in texts.items())
+            if not path.exists() or path.read_text() != lines:
+                path.write_text(lines)
+            ingest["sources"][name] = {"kind": "jsonl", "path": str(path), "id_field": "id"}
+        tokenizer = {"algorithm": "byte_bpe", "vocab_size": 300}
+        values = {"name": "test", "output": str(directory), "workers": 1, "ingest": ingest, "tokenizer": tokenizer}
+        config = validate(values | sections, Pipeline, "test")
+        with open(os.devnull, "w") as sink, open_workers("native", config.workers) as workers:
+            console = Console(record=True, width=200, file=sink)
+            run = Run(config, console, workers)
+            self.before = read_sources(run)
+            self.parts = SELECTING[stage](run, self.before)
+        self.printed, self.funnel = console.export_text(), run.funnel
+        tables = [table for part in self.parts for table in iterate(part, ("id", "text", "bytes"))]
+        self.texts = {row["id"]: row["text"] for table in tables for row in table.to_pylist()}
+        sizes = [size for table in tables for size in table["bytes"].to_pylist()]
+        assert sizes == [len(text.encode()) for text in self.texts.values()]
+        assert sum(sizes) == sum(part.bytes for part in self.parts)
+        assert len(sizes) == sum(part.documents for part in self.parts)
+
+
+@pytest.fixture
+def select(tmp_path: Path) -> Callable[..., Selected]:
+    """Each call in a directory of its own, unless it is named."""
+    numbers = itertools.count()
+
+    def call(stage: str, sources: dict[str, dict[str, str]], directory: str | None = None, **sections) -> Selected:
+        return Selected(tmp_path / (directory or f"selected{next(numbers)}"), stage, sources, **sections)
+
+    return call
 
 
 class Prepared:
