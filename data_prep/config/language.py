@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from maxlm.config import Count, Section
+from maxlm.config import Count, Fraction, Section
 
 # What sources of code declare as their language, in lower case: the usual names of the most frequent ones.
 # fmt: off
@@ -20,8 +20,6 @@ CODE = [
 ]
 # fmt: on
 
-Share = Annotated[float, Field(ge=0, le=1)]
-
 
 class LanguageConfig(Section):
     characters: Count = Field(2000, description="Characters from a document's start by which its language is found.")
@@ -35,7 +33,7 @@ class LanguageConfig(Section):
         description="Declared languages, in lower case, that are code: such documents are neither identified nor "
         "subject to `keep` and `scripts`.",
     )
-    keep: dict[str, Share] | None = Field(
+    keep: dict[str, Fraction] | None = Field(
         None,
         description="Languages that stay, each with the least score of a document whose language was found, for "
         "example {en: 0.65, zh: 0.692}; all others are dropped. Null keeps all.",

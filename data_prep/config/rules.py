@@ -12,8 +12,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BeforeValidator, Field, model_validator
 
-from maxlm.config import Count, Section
-from maxlm.config.section import Fraction, Integer, Real
+from maxlm.config import Count, Fraction, Integer, Real, Section
 
 PROFILES = Path(__file__).parents[1] / "rules" / "profiles"
 DEFAULT = "default"

@@ -3,7 +3,8 @@
 Up to `PAIRS_HERE` pairs are connected in this process. More are connected by queries, by the large-star and small-star
 operations of Kiveris and others, "Connected components in MapReduce and beyond" (SoCC 2014): each makes new pairs of
 the former ones, never more of them, until every cluster is a star around its least node. The pairs lie on disk and are
-read by ranges of the nodes, so that memory is that of one query (engine/queries.py), or of the largest cluster. Chains of n documents take a small multiple of log n steps. An interrupted run goes on with the last step.
+read by ranges of the nodes, so that memory is that of one query (engine/queries.py), or of the largest cluster. Chains
+of n documents take a small multiple of log n steps. An interrupted run goes on with the last step.
 
 Both ways give the same groups. Nodes are places times an odd number, which spreads them evenly over 64 bits.
 """

@@ -20,7 +20,7 @@ from maxlm.config.data import (
 )
 from maxlm.config.files import json_schema, load, read, to_yaml, validate
 from maxlm.config.model import ModelConfig, MoeConfig
-from maxlm.config.section import Count, Name, Section
+from maxlm.config.section import Count, Fraction, Integer, Name, Real, Section
 from maxlm.config.sections import (
     SAVEABLE,
     CheckpointConfig,

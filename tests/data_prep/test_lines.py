@@ -180,7 +180,7 @@ def test_paragraphs_are_compared_after_lines_whatever_their_line_breaks(select):
 def test_a_stage_that_cut_nothing_says_so(select):
     sources = {"web": {"a": "one line of text", "b": "another line of text", "c": "short\n\n"}}
     selected = select("lines", sources, dedup={"lines": {}, "paragraphs": {}})
-    assert "warning: lines: none of 1 lines occurs in more than 6 documents" in selected.printed
+    assert "warning: lines: none of 1 lines occurs more than 6 times" in selected.printed
     assert "warning: paragraphs: none of 0 paragraphs" in selected.printed
     assert selected.texts == {f"web/{key}": text for key, text in sources["web"].items()}
     with pytest.raises(DataError, match="lines.expect_matches is set"):

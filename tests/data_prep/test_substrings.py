@@ -210,7 +210,7 @@ def test_runs_of_one_character_give_few_kgrams_and_prose_as_many_as_expected():
 def test_a_stage_that_cut_nothing_says_so(select):
     sources = {"web": {"a": prose(6, 500), "b": "short"}}
     selected = select("substrings", sources, dedup={"substrings": {}})
-    assert "warning: substrings: no substring of 200 bytes occurs twice" in selected.printed
+    assert "warning: substrings: no repeat of 200 bytes" in selected.printed
     assert selected.parts == selected.before
     short = select("substrings", {"web": {"b": "short"}}, dedup={"substrings": {}})
     assert short.texts == {"web/b": "short"}
