@@ -2,8 +2,9 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_serializer, model_validator
 
+from data_prep.config.urls import redact
 from maxlm.config import Count, Name, Section
 
 # The keys that some kinds have and others do not.
@@ -22,12 +23,13 @@ class SourceConfig(Section):
         "per row."
     )
     path: str | Annotated[list[str], Field(min_length=1)] = Field(
-        description="File, directory or glob (** for any depth), or a list of them; directories are read recursively."
+        description="File, directory or glob (** for any depth), or a list of them, on this machine or as URLs (s3://, "
+        "gs://, hf://datasets/OWNER/NAME/..., https:// for single files); directories are read recursively."
     )
     include: list[str] | None = Field(
         None,
         description="Patterns of files to read; without a slash they match a file's name, with one its path below "
-        "`path`. Null for all files of a tree, *.parquet, or *.jsonl and compressed *.jsonl.gz, *.jsonl.zst, *.json.gz "
+        "`path`. Null for all files of a tree, *.parquet, or *.jsonl, *.jsonl.gz, *.jsonl.zst, *.jsonl.bz2, *.json.gz "
         "and *.json.zst.",
     )
     exclude: list[str] = Field(
@@ -46,6 +48,11 @@ class SourceConfig(Section):
         None,
         description="Largest amount of text kept, in bytes; documents are chosen by a hash of their id. Null for all.",
     )
+
+    @field_serializer("path", when_used="json")
+    def _show_path(self, path: str | list[str]) -> str | list[str]:
+        """What is written down of a run has no passwords and no signatures of URLs."""
+        return redact(path) if isinstance(path, str) else [redact(one) for one in path]
 
     @property
     def paths(self) -> list[str]:

@@ -2,19 +2,23 @@
 
 import fnmatch
 import glob
+import io
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
+from urllib.parse import unquote, urlsplit
 
 from data_prep.config import SourceConfig
-from maxlm.errors import DataError
+from data_prep.config.urls import is_url, redact
+from data_prep.ingest.remote import BLOCK_BYTES, Missing, Place, RemoteStream
+from maxlm.errors import ConfigError, DataError
 
 # By kind, the patterns of the files that are read where a source does not say them.
 DEFAULT_INCLUDE = {
     "tree": ["*"],
-    "jsonl": ["*.jsonl", "*.jsonl.gz", "*.jsonl.zst", "*.json.gz", "*.json.zst"],
+    "jsonl": [f"*.{name}" for name in ("jsonl", "jsonl.gz", "jsonl.zst", "jsonl.bz2", "json.gz", "json.zst")],
     "parquet": ["*.parquet"],
 }
 READ_BYTES = 2**20
@@ -24,25 +28,39 @@ READ_BYTES = 2**20
 class RawFile:
     """A file of a source; `name` is its path below the source's path, in UTF-8, and enters the documents' ids.
 
-    `path` is for messages, `version` changes when the content does.
+    `path` is for messages, without what a URL keeps secret. `version` changes when the content does: the time of
+    modification in nanoseconds, or what a store says (an ETag, a hash of the content, a time). `place` and `key` are
+    the store and the path in it of a file that is not on this machine.
     """
 
     path: str
     name: str
     size: int
     version: str
+    place: Place | None = field(default=None, repr=False)
+    key: str = field(default="", repr=False)
 
     @property
     def suffix(self) -> str:
         """The last ending of its name, with the dot, in small letters."""
         return PurePosixPath(self.name).suffix.lower()
 
+    @property
+    def fingerprint(self) -> list:
+        """What stands for its content in the keys of results."""
+        return [self.name, self.size, self.version]
+
     def read(self) -> bytes:
         """All of it."""
+        if self.place is not None:
+            return self.place.read(self.key, 0, self.size)
         with open(self.path, "rb", buffering=0) as file:
             return file.read()
 
     def open(self) -> BinaryIO:
+        """A stream that can be sought in; it reads blocks of `READ_BYTES` from disk, of `BLOCK_BYTES` from a store."""
+        if self.place is not None:
+            return io.BufferedReader(RemoteStream(self.place, self.key, self.size), BLOCK_BYTES)
         return open(self.path, "rb", buffering=READ_BYTES)
 
 
@@ -50,25 +68,39 @@ def find_files(source: str, config: SourceConfig) -> list[RawFile]:
     """The files of a source, sorted by name; raises `DataError` naming a path that is missing or gives no file."""
     include = config.include or DEFAULT_INCLUDE[config.kind]
     files: dict[str, RawFile] = {}
-    for pattern in config.paths:
-        for path, name in _expand(source, pattern, include, config.exclude):
-            name = name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-            if name in files and files[name].path != str(path):
+    for path in config.paths:
+        for file in _expand(source, path, include, config.exclude):
+            same = files.setdefault(file.name, file)
+            if (same.path, same.key) != (file.path, file.key):
                 raise DataError(
-                    f"source '{source}': {files[name].path} and {path} have the same relative name; give them a common "
+                    f"source '{source}': {same.path} and {file.path} have the same relative name; give them a common "
                     "parent as path, or a source each"
                 )
-            stat = path.stat()
-            files[name] = RawFile(str(path), name, stat.st_size, str(stat.st_mtime_ns))
     if not files:
         raise DataError(
-            f"source '{source}': empty corpus: no file in {', '.join(config.paths)} matches include {include}"
-            + (f" without exclude {config.exclude}" if config.exclude else "")
+            f"source '{source}': empty corpus: no file in {', '.join(map(redact, config.paths))} matches include "
+            f"{include}" + (f" without exclude {config.exclude}" if config.exclude else "")
         )
     return [files[name] for name in sorted(files)]
 
 
-def _expand(source: str, pattern: str, include: Sequence[str], exclude: Sequence[str]) -> Iterator[tuple[Path, str]]:
+def _expand(source: str, path: str, include: Sequence[str], exclude: Sequence[str]) -> Iterator[RawFile]:
+    if is_url(path) and urlsplit(path).scheme.lower() != "file":
+        yield from _expand_remote(source, Place(path), include, exclude)
+        return
+    local = unquote(urlsplit(path).path) if is_url(path) else path
+    for found, name in _expand_local(source, local, include, exclude):
+        stat = found.stat()
+        name = name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+        yield RawFile(str(found), name, stat.st_size, str(stat.st_mtime_ns))
+
+
+# --- on this machine --------------------------------------------------------------------------------------------------
+
+
+def _expand_local(
+    source: str, pattern: str, include: Sequence[str], exclude: Sequence[str]
+) -> Iterator[tuple[Path, str]]:
     """Files and their names below a path: a file, a directory, or a glob of either."""
     path = Path(pattern).expanduser()
     if path.is_file():
@@ -101,6 +133,30 @@ def _walk(directory: Path, prefix: str, include: Sequence[str], exclude: Sequenc
             yield from _walk(Path(entry.path), f"{name}/", include, exclude)
         elif entry.is_file() and _matches(name, include):
             yield Path(entry.path), name
+
+
+# --- elsewhere --------------------------------------------------------------------------------------------------------
+
+
+def _expand_remote(source: str, place: Place, include: Sequence[str], exclude: Sequence[str]) -> Iterator[RawFile]:
+    """Files of a store by the same rules as files of this machine."""
+    if place.protocol in ("http", "https") and glob.has_magic(urlsplit(place.url).path):
+        raise ConfigError(
+            f"source '{source}': {place.shown}: a web server lists no files; expected the URL of each file"
+        )
+    try:
+        for file in place.find():
+            if (not file.walked or _matches(file.name, include)) and not _is_excluded(file.name, exclude):
+                name = unquote(file.name) if place.protocol in ("http", "https") else file.name
+                yield RawFile(place.where(file.path), name, file.size, file.version, place, file.path)
+    except Missing as error:
+        raise DataError(f"source '{source}': {error}; set ingest.sources.{source}.path") from None
+
+
+def _is_excluded(name: str, exclude: Sequence[str]) -> bool:
+    """Whether a pattern matches a file or one of the directories that it is in."""
+    parents = [str(parent) for parent in PurePosixPath(name).parents][:-1]
+    return any(_matches(one, exclude) for one in (name, *parents))
 
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:

@@ -38,7 +38,7 @@ def make_tasks(source: str, config: SourceConfig, ingest: IngestConfig) -> list[
     policy = ingest.model_dump(include={"on_invalid_utf8", "on_bad_record", "shard_bytes"})
     tasks = []
     for group in _group(files, ingest.shard_bytes):
-        fingerprint = [[file.name, file.size, file.version] for file in group]
+        fingerprint = [file.fingerprint for file in group]
         key = make_key("ingest", VERSION, source, settings, policy, fingerprint)
         arguments = (source, group, config, ingest)
         tasks.append(Task(key, write_shards, arguments, sum(file.size for file in group)))
