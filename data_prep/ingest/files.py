@@ -31,6 +31,9 @@ class RawFile:
     `path` is for messages, without what a URL keeps secret. `version` changes when the content does: the time of
     modification in nanoseconds, or what a store says (an ETag, a hash of the content, a time). `place` and `key` are
     the store and the path in it of a file that is not on this machine.
+
+    With a `stop` it is a part of the file: the records that begin at the bytes start..stop. `first` is the number of
+    the first of them, where the format does not say it.
     """
 
     path: str
@@ -39,6 +42,9 @@ class RawFile:
     version: str
     place: Place | None = field(default=None, repr=False)
     key: str = field(default="", repr=False)
+    start: int = 0
+    stop: int | None = None
+    first: int = 1
 
     @property
     def suffix(self) -> str:
@@ -48,7 +54,12 @@ class RawFile:
     @property
     def fingerprint(self) -> list:
         """What stands for its content in the keys of results."""
-        return [self.name, self.size, self.version]
+        return [self.name, self.size, self.version, *([self.start, self.stop] if self.stop is not None else [])]
+
+    @property
+    def work(self) -> int:
+        """Bytes that are read of it."""
+        return self.size if self.stop is None else self.stop - self.start
 
     def read(self) -> bytes:
         """All of it."""

@@ -7,6 +7,7 @@ one line at a time); a block in which it finds anything unusual goes through Pyt
 import codecs
 import io
 import json
+import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -53,11 +54,20 @@ def open_lines(file: RawFile) -> BinaryIO:
     return io.BufferedReader(pa.CompressedInputStream(file.open(), compression), READ_BYTES)
 
 
+def is_plain(file: RawFile) -> bool:
+    """Whether its lines can be read from anywhere in it."""
+    return file.suffix not in COMPRESSIONS
+
+
 def _blocks(file: RawFile, stream: BinaryIO) -> Iterator[tuple[int, bytes]]:
-    """Whole lines, some MB at a time, with the number of the first."""
-    first, rest = 1, b""
-    while block := stream.read(BLOCK_BYTES):
-        if first == 1 and not rest:
+    """Whole lines, some MB at a time, with the number of the first: those that begin in the file's range."""
+    first, rest, position = file.first, b"", _first_line(file, stream)
+    stop = sys.maxsize if file.stop is None else file.stop
+    while position < stop and (block := stream.read(min(BLOCK_BYTES, stop - position))):
+        begins, position = position == 0, position + len(block)
+        if position == stop and not block.endswith(b"\n"):
+            block += stream.readline(LONGEST_LINE)
+        if begins:
             _check_encoding(file, block)
             block = block.removeprefix(codecs.BOM_UTF8)
         end = block.rfind(b"\n") + 1
@@ -72,6 +82,16 @@ def _blocks(file: RawFile, stream: BinaryIO) -> Iterator[tuple[int, bytes]]:
         first, rest = first + block.count(b"\n"), block[end:]
     if rest:
         yield first, rest
+
+
+def _first_line(file: RawFile, stream: BinaryIO) -> int:
+    """Go to where the first line begins in the file's range, or behind it; returns the position."""
+    if file.start == 0:
+        return 0
+    stream.seek(file.start - 1)
+    while (line := stream.readline(READ_BYTES)) and not line.endswith(b"\n"):
+        pass
+    return stream.tell()
 
 
 def _check_encoding(file: RawFile, begin: bytes) -> None:

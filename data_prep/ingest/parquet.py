@@ -38,7 +38,10 @@ def read(file: RawFile, config: SourceConfig, ingest: IngestConfig) -> "Iterator
 
 
 def _batches(file: RawFile, config: SourceConfig) -> "Iterator[tuple[int, pa.RecordBatch]]":
-    """Rows of the wanted columns, some MB at a time, with the number of the first, counted from 0."""
+    """Rows of the wanted columns, some MB at a time, with the number of the first, counted from 0.
+
+    Of a range of the file, the rows of the row groups whose first page begins there.
+    """
     import pyarrow.parquet as pq
 
     with file.open() as stream:
@@ -47,10 +50,20 @@ def _batches(file: RawFile, config: SourceConfig) -> "Iterator[tuple[int, pa.Rec
         _check_columns(file, table, names, config)
         first = 0
         for group in range(table.num_row_groups):
-            size = batch_rows(table.metadata.row_group(group), names)
+            metadata = table.metadata.row_group(group)
+            if file.stop is not None and not file.start <= _offset(metadata) < file.stop:
+                first += metadata.num_rows
+                continue
+            size = batch_rows(metadata, names)
             for batch in table.iter_batches(size, row_groups=[group], columns=names, use_threads=False):
                 yield first, batch
                 first += batch.num_rows
+
+
+def _offset(group: "pq.RowGroupMetaData") -> int:
+    """Where a row group begins in the file."""
+    column = group.column(0)
+    return column.dictionary_page_offset if column.has_dictionary_page else column.data_page_offset
 
 
 def batch_rows(group: "pq.RowGroupMetaData", names: list[str]) -> int:

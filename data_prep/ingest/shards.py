@@ -1,7 +1,8 @@
 """Raw files -> text shards.
 
 The files of a source are grouped into tasks by a hash of their relative names, into a power of two of groups, so that a
-file that is added, changed or removed touches its own group alone. A file as large as a shard is a task by itself.
+file that is added, changed or removed touches its own group alone. A file as large as a shard is a task by itself, or
+several (split.py). A task holds a few batches of 16 MB of text, whatever it reads.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -32,8 +33,11 @@ BATCH_BYTES = 2**24
 DICTIONARIES = ["source", "language", "steps.key_value.key"]
 
 
-def make_tasks(source: str, config: SourceConfig, ingest: IngestConfig) -> list[Task]:
-    files = find_files(source, config)
+def make_tasks(
+    source: str, config: SourceConfig, ingest: IngestConfig, files: Sequence[RawFile] | None = None
+) -> list[Task]:
+    """The tasks that read a source; `files` are its files, or ranges of them, and are looked for by default."""
+    files = find_files(source, config) if files is None else files
     settings = config.reading
     policy = ingest.model_dump(include={"on_invalid_utf8", "on_bad_record", "shard_bytes"})
     tasks = []
@@ -41,7 +45,7 @@ def make_tasks(source: str, config: SourceConfig, ingest: IngestConfig) -> list[
         fingerprint = [file.fingerprint for file in group]
         key = make_key("ingest", VERSION, source, settings, policy, fingerprint)
         arguments = (source, group, config, ingest)
-        tasks.append(Task(key, write_shards, arguments, sum(file.size for file in group)))
+        tasks.append(Task(key, write_shards, arguments, sum(file.work for file in group)))
     return tasks
 
 
@@ -52,7 +56,7 @@ def _group(files: Sequence[RawFile], shard_bytes: int) -> list[list[RawFile]]:
     while buckets * shard_bytes < sum(file.size for file in small):
         buckets *= 2
     for file in files:
-        bucket = document_hash(file.name) % buckets if file.size < shard_bytes else file.name
+        bucket = document_hash(file.name) % buckets if file.size < shard_bytes else (file.name, file.start)
         groups.setdefault(bucket, []).append(file)
     return list(groups.values())
 
@@ -83,7 +87,7 @@ def _all_documents(source: str, files: Sequence[RawFile], config: SourceConfig, 
             yield from read_documents(file, config, ingest)
         except OSError as error:
             raise DataError(f"{file.path}: cannot be read ({error.strerror or error}); source '{source}'") from None
-        advance(file.size)
+        advance(file.work)
 
 
 def _tables(read: Iterable[Read], counts: dict) -> "Iterator[pa.Table]":

@@ -5,7 +5,9 @@ from collections.abc import Sequence
 
 from data_prep.documents import Part
 from data_prep.funnel import Amount, FunnelRow
+from data_prep.ingest.files import find_files
 from data_prep.ingest.shards import make_tasks
+from data_prep.ingest.split import number_lines, split
 from data_prep.manifest import Record, make_key
 from data_prep.stages import Run
 from maxlm.errors import DataError
@@ -13,7 +15,11 @@ from maxlm.errors import DataError
 
 def run(this: Run) -> list[Part]:
     config = this.config.ingest
-    tasks = {name: make_tasks(name, source, config) for name, source in config.sources.items()}
+    tasks = {}
+    for name, source in config.sources.items():
+        ranges = split(find_files(name, source), source.kind, config.shard_bytes)
+        files = number_lines(ranges, source.kind, lambda counts: this.tasks("lines of files", counts, "ranges"))
+        tasks[name] = make_tasks(name, source, config, files)
     records = this.tasks("ingest", [task for group in tasks.values() for task in group], "shards")
     owners = [name for name, group in tasks.items() for _ in group]
     parts = []
