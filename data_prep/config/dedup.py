@@ -62,8 +62,8 @@ class ParagraphsConfig(LinesConfig):
 class SubstringsConfig(Section):
     min_bytes: Annotated[Count, Field(ge=32)] = Field(
         200,
-        description="Length from which substrings that occur again are cut, in bytes of UTF-8: some of them; from "
-        "twice this length on all of them, but for up to half of min_bytes at their ends.",
+        description="Length from which substrings that occurred before are cut, in bytes of UTF-8: from one and a half "
+        "times this length on all of them, but for up to half of min_bytes at each end; shorter ones by chance.",
     )
     expect_matches: bool = Field(False, description="Stop with exit code 3 when nothing is cut.")
 

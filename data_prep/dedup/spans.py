@@ -15,7 +15,7 @@ no more room in a range than the few first occurrences of each part that can sta
 Memory of a worker: for the units of a part about 40 bytes each (a part of 256 MB has 4 million lines of 60 bytes), for
 a range about 200 MB, for a list 20 bytes per unit of the part.
 
-Two of n different units share a hash with a probability of n^2 / 2^65: among 10^9 of them 0.03 pairs are expected.
+Among n different units n^2 / 2^65 pairs are expected to share a hash: 0.03 among 10^9.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -1,23 +1,25 @@
 """Long substrings that occur more than once, across the corpus and within a document: all but the first are cut.
 
 Lee et al. 2021 (arXiv 2107.06499) cut repeats of 50 BPE tokens, about 200 bytes, found by one suffix array of the whole
-corpus. That needs memory in proportion to the corpus; here fingerprints are compared, by winnowing (Schleimer,
-Wilkerson, Aiken 2003): of every `w` consecutive k-grams of bytes the one with the smallest hash is selected, so two
-equal substrings of w + k - 1 bytes select the same k-grams. The first and the last k-gram of a document are selected
-too, so that what documents have in common there is found up to the edge. With k = w = min_bytes / 2 (2 % of the
-k-grams are selected):
+corpus. That takes memory in proportion to the corpus; here fingerprints are compared, by winnowing (Schleimer,
+Wilkerson, Aiken 2003): of every w consecutive k-grams of bytes the one with the smallest hash is selected, so two equal
+substrings of w + k - 1 bytes select equal k-grams. The first and the last k-gram of a document are selected too, so
+that beginnings, endings and whole documents that are equal are found up to their edge. k = min_bytes / 2 and
+w = min_bytes / 4, so 4 % of the k-grams are selected by default, which take 0.7 bytes on disk per byte of text.
 
-- A selected k-gram goes if the same one occurs earlier: in a source before, a document with a smaller id_hash, or
-  further up in the document, not overlapping. Runs of k-grams that go and touch each other are cut if they are at least
-  min_bytes long, from word to word where one begins within `SNAP` bytes, in any case between characters.
-- So of a substring of at least 2 * min_bytes - 2 bytes that occurs earlier (and does not overlap that occurrence) all
-  is cut but at most w - 1 + SNAP bytes at each end: the selected k-grams are at most w apart, the outermost ones begin
-  and end less than w bytes from its ends, and what they cover is at least L - 2 (w - 1) long.
-- Of a shorter one nothing, a part or all is cut. Every byte that is cut is in a k-gram that occurs earlier in the text
-  as this stage sees it, so of a substring whose repeats are shorter than k bytes nothing is cut.
+- A selected k-gram goes if the same one occurs earlier: in a source before, in a document with a smaller id_hash, or
+  further up in the document and not overlapping. Runs of k-grams that go and touch are cut where they are at least
+  min_bytes long, from the beginning of a line or word to that of another if there is one within `SNAP` bytes, and
+  always between characters.
+- Guaranteed: of a substring of L >= min_bytes + 2 (w - 1) bytes, one and a half times min_bytes, that occurs earlier
+  and not overlapping, all is cut but at most w - 1 + SNAP bytes at each end. For the selected k-grams inside are at
+  most w <= k apart, the outer ones end less than w bytes from its ends, and so cover at least L - 2 (w - 1) bytes.
+- Every byte that is cut lies in a k-gram that occurs earlier in the text as this stage sees it. A substring of less
+  than min_bytes between text that occurs nowhere else is not cut. Between the two lengths it depends on the hashes.
+- A first occurrence stays whole, but for what is itself in a repeat of something earlier.
 
-Two of n different selected k-grams are taken for equal with a probability of about w n^2 / 2^66, as small hashes are
-selected: 0.02 pairs among 10^8, which are 5 GB of text. Such a pair alone is shorter than min_bytes and cuts nothing.
+Among n different selected k-grams w n^2 / 2^66 pairs are expected to have the same hash, as small hashes are selected:
+0.007 among 10^8, those of 2.5 GB of text. A pair alone is shorter than min_bytes and cuts nothing.
 """
 
 from collections.abc import Sequence

@@ -107,7 +107,7 @@ WORDS = st.sampled_from(
 DOCUMENT = st.lists(WORDS, min_size=1, max_size=8).map("\n".join)
 
 
-@settings(derandomize=True, deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(derandomize=True, deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     documents=st.lists(DOCUMENT, min_size=1, max_size=9),
     maximum=st.integers(1, 3),

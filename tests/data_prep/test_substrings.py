@@ -116,7 +116,7 @@ def corpora(draw):
     return {name: {f"d{i}": text for i, text in enumerate(texts)} for name, texts in groups.items() if texts}
 
 
-@settings(derandomize=True, deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(derandomize=True, deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(sources=corpora(), shard_bytes=st.sampled_from([1, 2**20]))
 def test_what_is_cut_lies_between_what_must_and_what_may(select, sources, shard_bytes):
     config = {"substrings": {"min_bytes": SMALL.min_bytes}}
@@ -160,6 +160,15 @@ def test_the_first_occurrence_stays_whole_and_the_others_go(select, planted):
         assert passage.split()[0] in left or left[start - 1 : start + 1].isspace() or left[start - 1] in " \n"
     (row,) = [row for row in selected.funnel if row.stage == "substrings"]
     assert row.changed["repeated"].documents == 7
+
+
+@pytest.mark.parametrize(("size", "goes"), [(99, False), (199, False), (298, True), (301, True)])
+def test_a_repeat_goes_from_one_and_a_half_times_the_length_and_stays_below_the_length(select, size, goes):
+    for seed in range(5):
+        passage = prose(50 + seed, size)
+        texts = {str(i): f"{prose(seed + 10 * i, 400)}{passage}{prose(seed + 10 * i + 5, 400)}" for i in (1, 2)}
+        selected = select("substrings", {"web": texts}, dedup={"substrings": {}})
+        assert (selected.texts != {f"web/{key}": text for key, text in texts.items()}) == goes
 
 
 def test_the_result_depends_neither_on_shards_nor_on_workers_nor_on_ranges(select, planted, monkeypatch):
