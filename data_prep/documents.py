@@ -7,6 +7,10 @@ no document is dropped without its reason.
 
 Columns of a text shard: row (uint32), id, id_hash (uint64, as in documents.hash), hash (first 16 bytes of the text's
 SHA-256), text, source, url, language, bytes (int64, of the text in UTF-8), steps (map of stage to what it did).
+
+Copies are found by `FINGERPRINTS`: hash, and where a stage made them normalised (uint64) and bands (list of uint64).
+They go into a file of their own beside the shards that training reads, so that a later preparation can remove copies
+of what is there without reading its text.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,9 +27,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 ROW_GROUP = 4096
-# What copies are found by: these columns of a part go into a file of their own beside the shards, so that a later
-# preparation can remove copies of what is there without reading its text. `hash` is in every shard of text; normalised
-# (uint64) and bands (list of uint64) are there where a stage made them.
 FINGERPRINTS = ("hash", "normalised", "bands")
 
 

@@ -9,8 +9,8 @@ A directory of shards holds one source's documents as flat tokens:
     documents-NNNNN.parquet   one row per document, in the same order: id, source, url, language, bytes, and what
                               preparation recorded about it
     fingerprints-NNNNN.parquet  optional; one row per document, in the same order: hash (first 16 bytes of the SHA-256
-                              of its text as it was read), normalised (uint64) and bands (list of uint64) where
-                              preparation made them. A later preparation finds copies by it; training never reads it
+                              of its text), normalised (uint64) and bands (list of uint64) where preparation made
+                              them. A later preparation finds copies by it; training never reads it
     documents.hash            rows of (hash: uint64, shard: uint32, row: uint32), little-endian, sorted by hash,
                               where hash is the first 8 bytes (little-endian) of the SHA-256 of the document's id
     tokenizer/                the tokenizer's files
