@@ -22,7 +22,8 @@ class Run:
         self.used: dict[str, set[str]] = {}
 
     def folder(self, stage: str) -> Folder:
-        return Folder(self.config.work / stage)
+        # Workers of a cluster do not start in this process's directory.
+        return Folder(self.config.work.absolute() / stage)
 
     def tasks(self, stage: str, tasks: Sequence[Task], unit: str) -> list[Record]:
         """Run the tasks of a stage that are missing, and say how many there were."""

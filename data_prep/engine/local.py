@@ -9,20 +9,23 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from data_prep.engine.tasks import Task, report_to
-from data_prep.engine.workers import Workers, make_here
+from data_prep.engine.workers import Workers, killed, make_here
 from data_prep.manifest import Folder, Record
-from maxlm.errors import MaxlmError
 
 if TYPE_CHECKING:
     from multiprocessing.sharedctypes import Synchronized
 
 POLL_SECONDS = 0.2
+# Tasks that are submitted per process: enough that none waits, and few enough that 100,000 tasks fill no memory.
+AHEAD = 4
 
 
 class Processes(Workers):
@@ -51,20 +54,19 @@ class Processes(Workers):
             self._pool = ProcessPoolExecutor(self.count, context, _start_worker, (self._done,))
         self._done.value = 0
         records: dict[str, Record] = {}
+        waiting: dict[Future, str] = {}
+        queue, told = iter(tasks), 0.0
         try:
-            futures: dict[Future, Task] = {
-                self._pool.submit(task.function, folder, task.key, *task.arguments): task for task in tasks
-            }
-            waiting = set(futures)
-            while waiting:
-                finished, waiting = wait(waiting, POLL_SECONDS, FIRST_COMPLETED)
-                records |= {futures[future].key: future.result() for future in finished}
-                progress(self._done.value)
+            while len(records) < len(tasks):
+                for task in islice(queue, AHEAD * self.count - len(waiting)):
+                    waiting[self._pool.submit(task.function, folder, task.key, *task.arguments)] = task.key
+                finished, _ = wait(waiting, POLL_SECONDS, FIRST_COMPLETED)
+                records |= {waiting.pop(future): future.result() for future in finished}
+                if (now := time.monotonic()) - told >= POLL_SECONDS or len(records) == len(tasks):
+                    told = now
+                    progress(self._done.value)
         except BrokenProcessPool:
-            raise MaxlmError(
-                f"{folder.path.name}: a worker process was killed, most often for want of memory; use fewer workers or "
-                "a smaller ingest.shard_bytes. What is done is kept, the same command goes on"
-            ) from None
+            raise killed(folder.path.name) from None
         return records
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from data_prep.engine.tasks import Task, report_to
 from data_prep.manifest import Folder, Record
+from maxlm.errors import MaxlmError
 
 
 class Workers:
@@ -50,3 +51,11 @@ def make_here(folder: Folder, tasks: Sequence[Task], progress: Callable[[int], N
 
     report_to(add)
     return {task.key: task.function(folder, task.key, *task.arguments) for task in tasks}
+
+
+def killed(stage: str) -> MaxlmError:
+    """The process of a task is gone; the system says no more than that."""
+    return MaxlmError(
+        f"{stage}: a worker process was killed, most often for want of memory; use fewer workers or a smaller "
+        "ingest.shard_bytes. What is done is kept, the same command goes on"
+    )

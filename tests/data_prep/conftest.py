@@ -123,6 +123,18 @@ def select(tmp_path: Path) -> Callable[..., Selected]:
     return call
 
 
+@pytest.fixture
+def every_stage(tree: Path) -> dict[str, object]:
+    """Sections in which every stage works, on several shards and splits: what must hold for all stages runs on them."""
+    source = {"kind": "tree", "path": str(tree), "max_bytes": 60_000}
+    return {
+        "ingest": {"sources": {"web": source}, "shard_bytes": 12000},
+        "dedup": {"exact": True},
+        "validation": {"fraction": 0.2},
+        "shards": {"shard_tokens": 4000},
+    }
+
+
 class Prepared:
     """The output of a run: manifests by name of directory, and the lines that were printed."""
 
