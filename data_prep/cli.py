@@ -4,9 +4,12 @@ import importlib.util
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+
+if TYPE_CHECKING:
+    from data_prep.config import Pipeline
 
 Runner = Literal["native", "ray"]
 
@@ -66,9 +69,26 @@ for _stage, _text in STAGES.items():
     _add_stage(_stage, _text)
 
 
-def _run(pipeline: Path, overrides: list[str] | None, runner: Runner, address: str | None, until: str) -> None:
+@app.command()
+def status(
+    pipeline: Annotated[Path, PIPELINE],
+    overrides: Annotated[list[str] | None, OVERRIDES] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Say what is done, what is missing and whether a run is at work; makes and changes nothing."""
     from rich.console import Console
 
+    from data_prep.status import look, print_status
+
+    config = _load(pipeline, overrides)
+    found = look(config)
+    if as_json:
+        print(json.dumps(found.as_json(), indent=2))
+    else:
+        print_status(Console(), config, found)
+
+
+def _load(pipeline: Path, overrides: list[str] | None) -> "Pipeline":
     from data_prep.config import Pipeline
     from maxlm.config import load
     from maxlm.errors import MaxlmError
@@ -76,10 +96,16 @@ def _run(pipeline: Path, overrides: list[str] | None, runner: Runner, address: s
     for module in ("daft", "gigatoken"):
         if importlib.util.find_spec(module) is None:
             raise MaxlmError(f"the module '{module}' is not installed; maxlm-prep needs it: pip install 'maxlm[prep]'")
-    config = load(pipeline, overrides or [], Pipeline)
+    return load(pipeline, overrides or [], Pipeline)
+
+
+def _run(pipeline: Path, overrides: list[str] | None, runner: Runner, address: str | None, until: str) -> None:
+    from rich.console import Console
+
     from data_prep.engine import open_workers
     from data_prep.pipeline import run
 
+    config = _load(pipeline, overrides)
     try:
         run(config, Console(), open_workers(runner, config.workers, address), until)
     except KeyboardInterrupt:

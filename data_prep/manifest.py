@@ -27,6 +27,10 @@ def make_key(stage: str, version: int, *parts: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
+def is_key(name: str) -> bool:
+    return len(name) == 32 and set(name) <= set("0123456789abcdef")
+
+
 @dataclass(frozen=True)
 class Record:
     """What a finished result says about itself: sizes of its files by name, and what was counted."""
@@ -62,14 +66,14 @@ class Folder:
         return record
 
     def prune(self, keys: Iterable[str]) -> None:
-        """Delete the results that are not among `keys`, and what an interrupted run left among them."""
+        """Delete the results that are not among `keys`, and what an interrupted run left among them; nothing else."""
         keep = set(keys)
         for path in self.path.iterdir() if self.path.is_dir() else ():
-            if path.name not in keep:
-                shutil.rmtree(path)
-            else:
+            if path.name in keep:
                 for left in path.glob(f"*{TEMPORARY}"):
                     left.unlink()
+            elif is_key(path.name):
+                shutil.rmtree(path)
 
 
 RECORD, TEMPORARY = "record.json", ".partial"

@@ -3,6 +3,8 @@
 import contextlib
 import fcntl
 import os
+import socket
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -36,7 +38,13 @@ SELECTING: Mapping[str, Callable[[Run, list[Part]], list[Part]]] = {
     "decontaminate": decontaminate.run,
     "limit": limit.run,
 }
+# Stages whose sections are not called as they are.
+SECTIONS = {"exact": ("exact", "normalised"), "lines": ("lines", "paragraphs")}
 FUNNEL = "funnel.json"
+
+
+# One run at a time holds it; it says which.
+LOCK, LOCK_SECONDS = "lock", 1.0
 
 
 def run(
@@ -50,17 +58,20 @@ def run(
     workers = workers or open_workers("native", config.workers)
     with _lock(config.work), workers:
         this = Run(config, console, workers)
-        outputs = _stages(this, until)
+        outputs = walk(this, until)
         if until == "shards":
             this.prune()
         write_funnel(config.work / FUNNEL, this.funnel)
     print_funnel(console, this.funnel, _bytes_per_token(outputs))
     if outputs:
         print_outputs(console, outputs)
+    else:
+        _say_what_follows(this, until)
     return outputs
 
 
-def _stages(this: Run, until: str) -> dict[str, Manifest]:
+def walk(this: Run, until: str) -> dict[str, Manifest]:
+    """The stages up to `until`, in order; returns the manifests by directory where the last of them ran."""
     parts = ingest.run(this)
     if until == "ingest":
         return {}
@@ -74,6 +85,27 @@ def _stages(this: Run, until: str) -> dict[str, Manifest]:
     return tokenize.run_shards(this, parts, encoding)
 
 
+def planned(config: Pipeline) -> list[str]:
+    """The stages of a pipeline that have something to do, in order."""
+    return ["ingest", *(name for name in config.order if _wanted(config, name)), "tokenizer", "shards"]
+
+
+def _wanted(config: Pipeline, stage: str) -> bool:
+    if stage == "limit":
+        return any(source.max_bytes for source in config.ingest.sources.values())
+    sections = (getattr(at, name, None) for at in (config, config.dedup) for name in SECTIONS.get(stage, (stage,)))
+    return any(sections)
+
+
+def _say_what_follows(this: Run, until: str) -> None:
+    stages = planned(this.config)
+    if until not in stages:
+        this.warn(f"the pipeline has no section for {until}, which did nothing")
+    every = ["ingest", *this.config.order, "tokenizer", "shards"]
+    left = [stage for stage in every[every.index(until) + 1 :] if stage in stages]
+    this.say("next", f"{', '.join(left)}; `maxlm-prep {left[0]}` runs one more, `maxlm-prep run` all of them")
+
+
 def _bytes_per_token(outputs: Mapping[str, Manifest]) -> float | None:
     total = sum(manifest.bytes for manifest in outputs.values())
     return total / sum(manifest.bytes / bytes_per_token(manifest) for manifest in outputs.values()) if total else None
@@ -82,17 +114,34 @@ def _bytes_per_token(outputs: Mapping[str, Manifest]) -> float | None:
 @contextlib.contextmanager
 def _lock(work: Path) -> Iterator[None]:
     """One run at a time; the lock goes with the process, however it ends."""
-    path = work / "lock"
+    path = work / LOCK
     try:
         work.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
         raise save_error(path, error) from error
     try:
+        _take(descriptor, work)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise MaxlmError(f"{work}: another run of this pipeline is at work; wait for it, or set work_dir") from None
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+        except OSError as error:
+            raise save_error(path, error) from error
         yield
     finally:
         os.close(descriptor)
+
+
+def _take(descriptor: int, work: Path) -> None:
+    """Lock a file; `maxlm-prep status` shares the lock for a moment, so one that is held is tried again."""
+    deadline = time.monotonic() + LOCK_SECONDS
+    while True:
+        try:
+            return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                holder = os.pread(descriptor, 1000, 0).decode(errors="replace")
+                raise MaxlmError(
+                    f"{work}: another run of this pipeline is at work ({holder}); wait for it, or set work_dir"
+                ) from None
+        time.sleep(0.05)

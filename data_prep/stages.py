@@ -1,6 +1,7 @@
 """What a stage is given: it runs tasks, takes over their lists, and says what happened."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 from rich.console import Console
 
@@ -11,6 +12,7 @@ from data_prep.documents import Part
 from data_prep.engine import Task, Workers
 from data_prep.funnel import Amount, FunnelRow
 from data_prep.manifest import Folder, Record, make_key
+from maxlm.data.shards import Manifest
 
 
 class Run:
@@ -81,7 +83,12 @@ class Run:
     def warn(self, text: str) -> None:
         self.say("warning", text)
 
+    def found_outputs(self, found: Mapping[Path, Manifest | None]) -> None:
+        """Told which output directories are up to date, before the others are made."""
+        self.say("output", f"{sum(map(bool, found.values()))} of {len(found)} directories up to date")
+
     def prune(self) -> None:
-        """Delete intermediate results of former configurations."""
-        for stage, keys in self.used.items():
-            self.folder(stage).prune(keys)
+        """Delete intermediate results of former configurations, those of stages that it no longer has among them."""
+        for path in self.config.work.absolute().iterdir():
+            if path.is_dir():
+                Folder(path).prune(self.used.get(path.name, ()))

@@ -78,6 +78,7 @@ def _write_outputs(
 ) -> dict[str, Manifest]:
     folder = this.folder("output")
     manifests = {directory: output.find(folder, plan) for directory, (plan, _) in plans.items()}
+    this.found_outputs(manifests)
     missing = [directory for directory, manifest in manifests.items() if manifest is None]
     if missing:
         records = iter(this.tasks("shuffle", [task for directory in missing for task in plans[directory][1]], "shards"))
@@ -88,7 +89,6 @@ def _write_outputs(
             manifests[directory] = output.assemble(
                 folder, plan, this.folder("shuffle"), own, encoding.directory, pipeline
             )
-    this.say("output", f"{len(plans) - len(missing)} of {len(plans)} directories up to date")
     # The files of finished shards were moved away.
     this.used["shuffle"] = set()
     this.used["output"] = {plan.key for plan, _ in plans.values()}

@@ -10,6 +10,8 @@ import yaml
 
 from data_prep.config import Pipeline
 from maxlm.config import load
+from maxlm.data.shards import Shards
+from maxlm.errors import DataError
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "prep"
 
@@ -66,6 +68,20 @@ def test_verify_names_an_altered_file(tmp_path, command, file):
     done = command("verify", tmp_path / "out" / "web")
     assert done.returncode == 3 and "tokens-00000.bin" in done.stderr
     assert command("verify", tmp_path / "nowhere").returncode == 3
+
+
+def test_verify_reads_every_file_of_the_directory(tmp_path, command, file):
+    command("run", file, "shards.shard_tokens=9000", "validation={fraction: 0.1}")
+    directory = tmp_path / "out" / "web"
+    files = [path for path in directory.rglob("*") if path.is_file() and path.name != "manifest.json"]
+    assert len(files) >= 8
+    for path in files:
+        data = path.read_bytes()
+        path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+        with pytest.raises(DataError, match=path.name):
+            Shards(directory).verify("checksums")
+        path.write_bytes(data)
+    Shards(directory).verify("checksums")
 
 
 def test_the_schema_describes_every_field(command):

@@ -162,8 +162,9 @@ def test_an_address_where_no_cluster_answers_is_named(tmp_path, monkeypatch):
     with pytest.raises(StartError, match="127.0.0.1:1: no Ray cluster.*refused"):
         Cluster("127.0.0.1:1", None)
     monkeypatch.setattr(engine, "CONNECT_SECONDS", 3)
-    with socket.create_server(("127.0.0.1", 0)) as server, pytest.raises(StartError, match="no answer in 3 s"):
-        with Cluster(f"127.0.0.1:{server.getsockname()[1]}", None) as cluster:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        cluster = Cluster(f"127.0.0.1:{server.getsockname()[1]}", None)
+        with pytest.raises(StartError, match="no answer in 3 s"), cluster:
             cluster.run(Folder(tmp_path), tasks_of(double, 1), lambda done: None)
 
 
