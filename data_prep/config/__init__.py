@@ -16,8 +16,10 @@ from data_prep.config.dedup import (
     ShinglesConfig,
     SubstringsConfig,
 )
+from data_prep.config.extract import ExtractConfig, ResiliparseConfig, TrafilaturaConfig
 from data_prep.config.ingest import IngestConfig, SourceConfig
 from data_prep.config.language import LanguageConfig
 from data_prep.config.pipeline import VALIDATION_SUFFIX, Pipeline, ValidationConfig
 from data_prep.config.rules import RulesConfig
+from data_prep.config.select import SelectConfig
 from data_prep.config.tokenizer import ShardsConfig, TokenizerConfig

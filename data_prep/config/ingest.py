@@ -4,23 +4,27 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_serializer, model_validator
 
+from data_prep.config.select import SelectConfig
 from data_prep.config.urls import redact
 from maxlm.config import Count, Name, Section
 
 # The keys that some kinds have and others do not.
 RECORDS = ("jsonl", "parquet")
+ARCHIVES = ("warc", "wet")
 KINDS_OF_KEY: dict[str, tuple[str, ...]] = {
     "text_field": RECORDS,
-    "id_field": RECORDS,
+    "id_field": (*RECORDS, *ARCHIVES),
     "url_field": RECORDS,
-    "language_field": RECORDS,
+    "language_field": (*RECORDS, *ARCHIVES),
+    "select": ARCHIVES,
 }
 
 
 class SourceConfig(Section):
-    kind: Literal["tree", "jsonl", "parquet"] = Field(
+    kind: Literal["tree", "jsonl", "parquet", "warc", "wet", "html"] = Field(
         description="tree: one document per file; jsonl: one per line of .jsonl, .jsonl.gz or .jsonl.zst; parquet: one "
-        "per row."
+        "per row; warc: one per HTML page that a web archive holds a response of; wet: one per text extracted from a "
+        "web archive; html: one per HTML file. `extract` says how pages become text."
     )
     path: str | Annotated[list[str], Field(min_length=1)] = Field(
         description="File, directory or glob (** for any depth), or a list of them, on this machine or as URLs (s3://, "
@@ -29,25 +33,31 @@ class SourceConfig(Section):
     include: list[str] | None = Field(
         None,
         description="Patterns of files to read; without a slash they match a file's name, with one its path below "
-        "`path`. Null for all files of a tree, *.parquet, or *.jsonl, *.jsonl.gz, *.jsonl.zst, *.jsonl.bz2, *.json.gz "
-        "and *.json.zst.",
+        "`path`. Null for all files of a tree, *.parquet, *.warc and *.wet (.gz, .zst), *.html, *.htm and *.xhtml, or "
+        "*.jsonl, *.jsonl.gz, *.jsonl.zst, *.jsonl.bz2, *.json.gz and *.json.zst.",
     )
     exclude: list[str] = Field(
         [], description="Patterns of files and directories to leave out; matched as `include` matches."
     )
     text_field: str | None = Field(None, description="Key or column of the text, in jsonl and parquet; null for text.")
     id_field: str | None = Field(
-        None, description="Key or column of an id that is unique in the source; null to number lines and rows by file."
+        None,
+        description="Key or column of an id that is unique in the source, or header of an archive's records, such as "
+        "WARC-Record-ID; null for the file with the line, the row or the record's offset.",
     )
     url_field: str | None = Field(None, description="Key or column of the document's address; null for none.")
     language_field: str | None = Field(
-        None, description="Key or column of the document's language; null for the value of `language`."
+        None,
+        description="Key or column of the document's language, or header of an archive's records, such as "
+        "WARC-Identified-Content-Language in WET files; null for the value of `language`.",
     )
     language: str | None = Field(None, description="Language of every document, as a code or a name.")
     max_bytes: Count | None = Field(
         None,
         description="Largest amount of text kept, in bytes; documents are chosen by a hash of their id. Null for all.",
     )
+
+    select: SelectConfig | None = Field(None, description="Which records of web archives are read; null for all pages.")
 
     @field_serializer("path", when_used="json")
     def _show_path(self, path: str | list[str]) -> str | list[str]:
@@ -62,7 +72,7 @@ class SourceConfig(Section):
     def reading(self) -> dict[str, Any]:
         """What the documents of a file depend on."""
         others = {key for key, kinds in KINDS_OF_KEY.items() if self.kind not in kinds}
-        return self.model_dump(exclude=others | {"path", "include", "exclude", "max_bytes"})
+        return self.model_dump(exclude=others | {"path", "include", "exclude", "max_bytes", "select"})
 
     @model_validator(mode="after")
     def _check(self) -> "SourceConfig":
@@ -71,6 +81,10 @@ class SourceConfig(Section):
                 raise ValueError(f"{key} is for the kind {' or '.join(kinds)}, the kind is {self.kind}")
         if self.language is not None and self.language_field is not None:
             raise ValueError("language and language_field exclude each other")
+        if self.select and self.select.index is not None and self.kind != "warc":
+            raise ValueError(f"select.index is for the kind warc, the kind is {self.kind}")
+        if self.select and self.select.languages and self.kind == "warc" and self.select.index is None:
+            raise ValueError("select.languages needs select.index, as WARC files do not say the language of a page")
         return self
 
 

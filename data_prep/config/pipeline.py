@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 
 from data_prep.config.decontaminate import DecontaminateConfig
 from data_prep.config.dedup import DedupConfig
+from data_prep.config.extract import ExtractConfig
 from data_prep.config.ingest import IngestConfig
 from data_prep.config.language import LanguageConfig
 from data_prep.config.rules import RulesConfig
@@ -39,6 +40,10 @@ class Pipeline(Section):
         "section does nothing. FineWeb-2 removes duplicates before it applies rules.",
     )
     ingest: IngestConfig = Field(description="Read raw files into intermediate shards of text.")
+    extract: ExtractConfig = Field(
+        ExtractConfig(),
+        description="Turn HTML pages into text while they are read, in sources of the kinds warc and html.",
+    )
     language: LanguageConfig | None = Field(None, description="Find each document's language and script.")
     rules: RulesConfig | None = Field(None, description="Remove lines and documents by rules of quality.")
     dedup: DedupConfig | None = Field(None, description="Remove duplicates across all sources.")

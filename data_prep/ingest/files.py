@@ -20,6 +20,9 @@ DEFAULT_INCLUDE = {
     "tree": ["*"],
     "jsonl": [f"*.{name}" for name in ("jsonl", "jsonl.gz", "jsonl.zst", "jsonl.bz2", "json.gz", "json.zst")],
     "parquet": ["*.parquet"],
+    "warc": ["*.warc", "*.warc.gz", "*.warc.zst"],
+    "wet": ["*.wet", "*.wet.gz", "*.wet.zst"],
+    "html": ["*.html", "*.htm", "*.xhtml"],
 }
 READ_BYTES = 2**20
 

@@ -8,8 +8,8 @@ reasons why records are not one, with memory that does not grow with the file. I
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Union
 
-from data_prep.config import IngestConfig, SourceConfig
-from data_prep.ingest import jsonl, parquet, tree
+from data_prep.config import ExtractConfig, IngestConfig, SourceConfig
+from data_prep.ingest import jsonl, pages, parquet, tree, warc
 from data_prep.ingest.files import RawFile
 from data_prep.ingest.records import Document, Rejected
 
@@ -22,6 +22,13 @@ READERS: Mapping[str, Reader] = {
     "tree": tree.read,
     "jsonl": jsonl.read,
     "parquet": parquet.read,
+    "wet": warc.read_texts,
+}
+# Kinds that give pages, of which the extraction makes documents: `read(file, config, ingest, extract)`.
+PageReader = Callable[[RawFile, SourceConfig, IngestConfig, ExtractConfig], Iterator[pages.Page | Rejected]]
+PAGE_READERS: Mapping[str, PageReader] = {
+    "warc": warc.read_pages,
+    "html": pages.read_folder,
 }
 
 

@@ -12,13 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from data_prep.config import IngestConfig, SourceConfig
+from data_prep.config import ExtractConfig, IngestConfig, SourceConfig
 from data_prep.documents import ROW_GROUP, text_schema
 from data_prep.engine import Task, advance
+from data_prep.ingest import extract as extraction
 from data_prep.ingest.columns import regroup, table_of, text_bounds
 from data_prep.ingest.files import RawFile, find_files
-from data_prep.ingest.readers import Read, read_documents
+from data_prep.ingest.pages import Page
+from data_prep.ingest.readers import PAGE_READERS, Read, read_documents
 from data_prep.ingest.records import Document, Rejected
+from data_prep.ingest.select import load_rules, rules_key
 from data_prep.manifest import Folder, Record, make_key, writing
 from maxlm.data.shards import document_hash
 from maxlm.errors import DataError
@@ -34,17 +37,27 @@ DICTIONARIES = ["source", "language", "steps.key_value.key"]
 
 
 def make_tasks(
-    source: str, config: SourceConfig, ingest: IngestConfig, files: Sequence[RawFile] | None = None
+    source: str,
+    config: SourceConfig,
+    ingest: IngestConfig,
+    extract: ExtractConfig | None = None,
+    files: Sequence[RawFile] | None = None,
 ) -> list[Task]:
     """The tasks that read a source; `files` are its files, or ranges of them, and are looked for by default."""
     files = find_files(source, config) if files is None else files
+    extract = extract or ExtractConfig()
     settings = config.reading
+    if config.select is not None:
+        load_rules(config.select)
+        settings["select"] = rules_key(config.select)
+    if config.kind in PAGE_READERS:
+        settings["extract"] = extraction.settings(extract)
     policy = ingest.model_dump(include={"on_invalid_utf8", "on_bad_record", "shard_bytes"})
     tasks = []
     for group in _group(files, ingest.shard_bytes):
         fingerprint = [file.fingerprint for file in group]
         key = make_key("ingest", VERSION, source, settings, policy, fingerprint)
-        arguments = (source, group, config, ingest)
+        arguments = (source, group, config, ingest, extract)
         tasks.append(Task(key, write_shards, arguments, sum(file.work for file in group)))
     return tasks
 
@@ -62,15 +75,25 @@ def _group(files: Sequence[RawFile], shard_bytes: int) -> list[list[RawFile]]:
 
 
 def write_shards(
-    folder: Folder, key: str, source: str, files: Sequence[RawFile], config: SourceConfig, ingest: IngestConfig
+    folder: Folder,
+    key: str,
+    source: str,
+    files: Sequence[RawFile],
+    config: SourceConfig,
+    ingest: IngestConfig,
+    extract: ExtractConfig,
 ) -> Record:
     """Read files into text shards of at most about `shard_bytes` of text.
 
-    `values` has documents, bytes, the counts of what was `dropped` and `noted` by reason, and the `shards`.
+    `values` has documents, bytes, the counts of what was `dropped` and `noted` by reason, and the `shards`; where pages
+    are read also `extract`, what `extracted` counts.
     """
     counts = {"documents": 0, "bytes": 0, "dropped": {}, "noted": {}, "shards": []}
-    tables = _tables(_all_documents(source, files, config, ingest), counts)
-    groups = regroup(tables, ROW_GROUP, min(BATCH_BYTES, ingest.shard_bytes))
+    documents = _all_documents(source, files, config, ingest, extract)
+    if config.kind in PAGE_READERS:
+        counts["extract"] = {"pages": 0, "bytes": 0, "dropped": {}}
+        documents = extraction.extracted(documents, extraction.child_of_worker(extract), counts["extract"])
+    groups = regroup(_tables(documents, counts), ROW_GROUP, min(BATCH_BYTES, ingest.shard_bytes))
     names = []
     while (first := next(groups, None)) is not None:
         name = f"{len(names):05d}.parquet"
@@ -81,10 +104,15 @@ def write_shards(
     return folder.commit(key, names, counts)
 
 
-def _all_documents(source: str, files: Sequence[RawFile], config: SourceConfig, ingest: IngestConfig) -> Iterator[Read]:
+def _all_documents(
+    source: str, files: Sequence[RawFile], config: SourceConfig, ingest: IngestConfig, extract: ExtractConfig
+) -> Iterator[Read | Page]:
     for file in files:
         try:
-            yield from read_documents(file, config, ingest)
+            if config.kind in PAGE_READERS:
+                yield from PAGE_READERS[config.kind](file, config, ingest, extract)
+            else:
+                yield from read_documents(file, config, ingest)
         except OSError as error:
             raise DataError(f"{file.path}: cannot be read ({error.strerror or error}); source '{source}'") from None
         advance(file.work)

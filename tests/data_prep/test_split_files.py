@@ -26,7 +26,7 @@ def read(work, path, shard_bytes, **options):
         return [task.function(Folder(work / "lines"), task.key, *task.arguments) for task in tasks]
 
     files = number_lines(split(find_files("web", config), config.kind, shard_bytes), config.kind, run)
-    tasks = make_tasks("web", config, ingest, files)
+    tasks = make_tasks("web", config, ingest, files=files)
     rows = []
     for task in tasks:
         record = task.function(Folder(work / "shards"), task.key, *task.arguments)
@@ -116,7 +116,7 @@ def test_a_range_is_a_key_of_its_own(tmp_path):
     config = SourceConfig(kind="jsonl", path=str(path))
     ranges = split(find_files("web", config), "jsonl", 300)
     keys = [
-        task.key for task in make_tasks("web", config, IngestConfig(sources={"web": config}, shard_bytes=300), ranges)
+        task.key for task in make_tasks("web", config, IngestConfig(sources={"web": config}, shard_bytes=300), files=ranges)
     ]
     assert len(set(keys)) == len(ranges) > 5
     assert all(one.stop == other.start for one, other in pairwise(ranges)) and ranges[-1].stop == path.stat().st_size
