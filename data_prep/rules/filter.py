@@ -111,13 +111,19 @@ def limits_of(profile: Profile) -> dict:
 
 
 def failures(statistics: Mapping[str, np.ndarray], profile: Profile) -> np.ndarray:
-    """Number of the first reason in REASONS that each document has to be dropped, or -1: int64 [documents]."""
+    """Number of the first reason in REASONS that each document has to be dropped, or -1: int64 [documents].
+
+    A document without text fails before FineWeb's rules, as in its filter, or in the end.
+    """
     found = np.full(len(statistics[NAMES[0]]), -1, np.int64)
+    empty = statistics["left_lines"] == 0
     for group in profile.order:
+        if group == "fineweb":
+            found[(found < 0) & empty] = len(RULES)
         for number, rule in enumerate(RULES):
             if rule.group == group and (limit := rule.limit(profile)) is not None:
                 found[(found < 0) & rule.fails(statistics, limit)] = number
-    found[(found < 0) & (statistics["left_lines"] == 0)] = len(RULES)
+    found[(found < 0) & empty] = len(RULES)
     return found
 
 

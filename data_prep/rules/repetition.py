@@ -149,7 +149,8 @@ def duplicate_grams(sums, inverses, lengths, n, table, bits):
     table[: 1 << bits] = ZERO
     characters = word = 0
     while word < words - n + 1:
-        key = ((sums[word + n] - sums[word]) * inverses[word]) | ONE
+        # Mixed first: sums of texts that differ in their first byte alone may differ in the last bit alone.
+        key = mixed((sums[word + n] - sums[word]) * inverses[word]) | ONE
         slot = slot_of(table, bits, key)
         if table[slot] == key:
             characters += lengths[word + n] - lengths[word]
