@@ -93,9 +93,9 @@ def _find(
                 sequence = np.int64(firsts[slot])
                 while sequence < len(keys) and keys[sequence] == key:
                     stop = start + lengths[sequence]
+                    # A sequence may be longer than the window that led to it.
                     if (
                         stop <= end
-                        and (lengths[sequence] < ngram) == (short == 1)
                         and second_hash(data, starts, stops, start, stop, table, further) == seconds[sequence]
                     ):
                         if count == room:

@@ -17,6 +17,7 @@ from data_prep.decontaminate.benchmarks import Benchmark
 from data_prep.decontaminate.cut import BREAK, cuts
 from data_prep.decontaminate.index import Index, build
 from data_prep.decontaminate.scan import NUMBERS, find
+from data_prep.decontaminate.tokens import tokenize
 from data_prep.documents import read
 from data_prep.engine import Processes
 from data_prep.funnel import Amount
@@ -32,6 +33,7 @@ QUESTION = (
 )
 ANSWER = "It sold one thousand five hundred and seventy-two cakes."
 POEM = "明月幾時有？把酒問青天。不知天上宮闕，今夕是何年。我欲乘風歸去，又恐瓊樓玉宇，高處不勝寒。"
+INNER = " ".join(QUESTION.split()[21:29])
 SIMPLE = "Which planet has the most moons of all?"
 FILLER = "Gardens need water in summer, said nobody in particular. "
 RARE = "zażółć gęślą jaźń — 空山不見人 😀 "
@@ -89,6 +91,31 @@ def test_a_planted_question_is_found_in_every_form(index, variant):
     assert words_found(FILLER + text + "\n" + FILLER, known).strip("*_?!？ ") == text.strip("?!？ ")
 
 
+@pytest.mark.parametrize(
+    ("text", "same"),
+    [
+        ("straße", "STRASSE"),
+        ("ΟΔΟΣ", "οδος"),
+        ("ĳs Ⅷ ⑴ ２", "IJs VIII 1 2"),
+        ("1,048 don't", "1048 dont"),
+        ("a ... _ — % b", "a b"),
+        ("Ångström İ", "angstrom i"),
+        ("國家", "国-家"),
+    ],
+)
+def test_words_are_equal_without_their_form(text, same):
+    one, other = (tokenize(Texts.from_strings([form])).hashes.tolist() for form in (text, same))
+    assert one == other and len(set(one)) == len(one) > 0
+
+
+@pytest.mark.parametrize(
+    ("text", "other"), [("हिन्दी", "हन्द"), ("が", "か"), ("ab c", "a bc"), ("ab", "ba"), ("й", "ӣx"), ("国", "園")]
+)
+def test_words_that_differ_stay_different(text, other):
+    one, two = (tokenize(Texts.from_strings([form])).hashes.tolist() for form in (text, other))
+    assert one != two
+
+
 @pytest.mark.parametrize("conversion", [None, "t2s"])
 def test_chinese_is_found_in_either_script(index, conversion):
     convert = opencc.OpenCC(conversion).convert if conversion else str
@@ -118,6 +145,10 @@ def test_short_texts_are_found_as_a_whole(index):
     assert words_found(FILLER + "Which planet has the most moons of them", known) is None
     assert words_found("has the most moons of all say why you think so", known) is None
     assert len(hits(SIMPLE + " Say why you think so", known)["row"]) == 2, "one within the other"
+    longer = "one two three four five six seven eight nine ten"
+    pair = Texts.from_strings([longer[:39], longer[40:]])
+    assert [len(column) for column in find(pair, index([longer]), 0)] == [0] * 9, "across two documents"
+    assert words_found(longer, index([longer])) == longer
     assert words_found("seven words are too short to find", index(["seven words are too short to find"])) is None
 
 

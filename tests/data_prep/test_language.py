@@ -95,7 +95,7 @@ def test_language_and_script_stand_beside_the_text(run):
 
 
 def test_only_the_start_of_a_text_decides_and_its_lines_are_one(run):
-    documents = {"a": ENGLISH + GERMAN * 20, "b": ENGLISH.replace(" ", "\n"), "c": "\n" * 120 + ENGLISH}
+    documents = {"a": ENGLISH + GERMAN * 20, "b": "Guten Tag\n" + ENGLISH, "c": "\n" * 120 + ENGLISH}
     rows, _ = run(documents, characters=100)
     assert [rows[key]["language"] for key in "abc"] == ["en", "en", "und"]
     assert rows["c"]["language_score"] == 0
