@@ -46,7 +46,8 @@ ROWS = {
     "tokens": ("tokenize to shards, 32k BPE", 1, "text"),
     "whole": ("WARC to shards, 2 cores, MB/s of HTML", 2, "html"),
 }
-PACKAGES = ["datatrove[processing,io]==0.10.1", "spacy", "jieba", "trafilatura<1.12"]
+# lxml_html_clean: without it this trafilatura fails on every page, and datatrove drops them all.
+PACKAGES = ["datatrove[processing,io]==0.10.1", "spacy", "jieba", "trafilatura<1.12", "lxml_html_clean"]
 VERSIONS = ["gigatoken", "tokenizers", "resiliparse", "fastwarc", "daft", "pyarrow", "numba", "numpy"]
 
 
@@ -172,12 +173,14 @@ def main(words: list[str] | None = None) -> dict:
     inputs = prepare(args.corpora, args.work or args.corpora / "bench", args)
     print("| step | datatrove MB/s | ours MB/s | ratio |\n|---|---|---|---|", flush=True)
     results = []
-    for row in args.rows:
-        results.append(run_row(row, inputs, args, datatrove))
-        show(results[-1])
-    print()
-    for result in results:
-        details(result)
+    try:
+        for row in args.rows:
+            results.append(run_row(row, inputs, args, datatrove))
+            show(results[-1])
+    finally:
+        print()
+        for result in results:
+            details(result)
     made = about | {"rows": results}
     if args.json:
         args.json.write_text(json.dumps(made, indent=1) + "\n")
