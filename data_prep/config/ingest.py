@@ -17,14 +17,17 @@ KINDS_OF_KEY: dict[str, tuple[str, ...]] = {
     "url_field": RECORDS,
     "language_field": (*RECORDS, *ARCHIVES),
     "select": ARCHIVES,
+    "namespaces": ("wiki",),
+    "max_page_bytes": ("wiki",),
 }
 
 
 class SourceConfig(Section):
-    kind: Literal["tree", "jsonl", "parquet", "warc", "wet", "html"] = Field(
-        description="tree: one document per file; jsonl: one per line of .jsonl, .jsonl.gz or .jsonl.zst; parquet: one "
-        "per row; warc: one per HTML page that a web archive holds a response of; wet: one per text extracted from a "
-        "web archive; html: one per HTML file. `extract` says how pages become text."
+    kind: Literal["tree", "jsonl", "parquet", "wiki", "warc", "wet", "html"] = Field(
+        description="tree: one document per file; jsonl: one per line of .jsonl, plain or compressed; parquet: one per "
+        "row; wiki: one per page of a MediaWiki XML dump (pages-articles.xml, plain or compressed); warc: one per HTML "
+        "page that a web archive holds a response of; wet: one per text extracted from a web archive; html: one per "
+        "HTML file. `extract` says how pages become text."
     )
     path: str | Annotated[list[str], Field(min_length=1)] = Field(
         description="File, directory or glob (** for any depth), or a list of them, on this machine or as URLs (s3://, "
@@ -33,8 +36,9 @@ class SourceConfig(Section):
     include: list[str] | None = Field(
         None,
         description="Patterns of files to read; without a slash they match a file's name, with one its path below "
-        "`path`. Null for all files of a tree, *.parquet, *.warc and *.wet (.gz, .zst), *.html, *.htm and *.xhtml, or "
-        "*.jsonl, *.jsonl.gz, *.jsonl.zst, *.jsonl.bz2, *.json.gz and *.json.zst.",
+        "`path`. Null for all files of a tree, *.parquet, *.xml and compressed *.xml.* of a wiki, *.warc and *.wet "
+        "(.gz, .zst), *.html, *.htm and *.xhtml, or *.jsonl, *.jsonl.gz, *.jsonl.zst, *.jsonl.bz2, *.json.gz and "
+        "*.json.zst.",
     )
     exclude: list[str] = Field(
         [], description="Patterns of files and directories to leave out; matched as `include` matches."
@@ -58,6 +62,12 @@ class SourceConfig(Section):
     )
 
     select: SelectConfig | None = Field(None, description="Which records of web archives are read; null for all pages.")
+    namespaces: Annotated[list[int], Field(min_length=1)] = Field(
+        [0], description="Numbers of the namespaces of a wiki whose pages are read; 0 is the articles."
+    )
+    max_page_bytes: Count = Field(
+        2**20, description="Longest wikitext of a page of a wiki that is read, in bytes; MediaWiki allows 2 MiB."
+    )
 
     @field_serializer("path", when_used="json")
     def _show_path(self, path: str | list[str]) -> str | list[str]:

@@ -23,7 +23,9 @@ DEFAULT_INCLUDE = {
     "warc": ["*.warc", "*.warc.gz", "*.warc.zst"],
     "wet": ["*.wet", "*.wet.gz", "*.wet.zst"],
     "html": ["*.html", "*.htm", "*.xhtml"],
+    "wiki": ["*.xml", "*.xml.bz2", "*.xml.gz", "*.xml.zst"],
 }
+COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}
 READ_BYTES = 2**20
 
 
@@ -76,6 +78,16 @@ class RawFile:
         if self.place is not None:
             return io.BufferedReader(RemoteStream(self.place, self.key, self.size), BLOCK_BYTES)
         return open(self.path, "rb", buffering=READ_BYTES)
+
+
+def open_decompressed(file: RawFile) -> BinaryIO:
+    """A file's content, decompressed as its name says; several streams one after the other are one."""
+    compression = COMPRESSIONS.get(file.suffix)
+    if compression is None:
+        return file.open()
+    import pyarrow as pa
+
+    return io.BufferedReader(pa.CompressedInputStream(file.open(), compression), READ_BYTES)
 
 
 def find_files(source: str, config: SourceConfig) -> list[RawFile]:

@@ -15,7 +15,7 @@ import numpy as np
 
 from data_prep.config import IngestConfig, SourceConfig
 from data_prep.ingest.columns import as_documents, wanted_columns
-from data_prep.ingest.files import READ_BYTES, RawFile
+from data_prep.ingest.files import COMPRESSIONS, READ_BYTES, RawFile, open_decompressed
 from data_prep.ingest.records import Document, Rejected, read_record
 from maxlm.errors import DataError
 
@@ -26,12 +26,11 @@ BLOCK_BYTES = 2**23
 # A whole file without a line end, such as one JSON array, would be one line; text is seldom longer than a few MB.
 LONGEST_LINE = 2**28
 NEWLINE, OPEN, CLOSE = b"\n{}"
-COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}
 
 
 def read(file: RawFile, config: SourceConfig, ingest: IngestConfig) -> "Iterator[Document | Rejected | pa.Table]":
     names = wanted_columns(config)
-    with open_lines(file) as stream:
+    with open_decompressed(file) as stream:
         for first, block in _blocks(file, stream):
             table = _parse(block, names, config.id_field)
             documents = None if table is None else as_documents(table, first, file.name, config)
@@ -42,16 +41,6 @@ def read(file: RawFile, config: SourceConfig, ingest: IngestConfig) -> "Iterator
                 if not line.isspace():
                     record = _load(line, names, config.id_field)
                     yield read_record(record, number, file.path, file.name, config, ingest)
-
-
-def open_lines(file: RawFile) -> BinaryIO:
-    """A file's lines, decompressed as its name says; several streams one after the other are one."""
-    compression = COMPRESSIONS.get(file.suffix)
-    if compression is None:
-        return file.open()
-    import pyarrow as pa
-
-    return io.BufferedReader(pa.CompressedInputStream(file.open(), compression), READ_BYTES)
 
 
 def is_plain(file: RawFile) -> bool:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Union
 
 from data_prep.config import ExtractConfig, IngestConfig, SourceConfig
-from data_prep.ingest import jsonl, pages, parquet, tree, warc
+from data_prep.ingest import jsonl, pages, parquet, tree, warc, wiki
 from data_prep.ingest.files import RawFile
 from data_prep.ingest.records import Document, Rejected
 
@@ -23,6 +23,7 @@ READERS: Mapping[str, Reader] = {
     "jsonl": jsonl.read,
     "parquet": parquet.read,
     "wet": warc.read_texts,
+    "wiki": wiki.read,
 }
 # Kinds that give pages, of which the extraction makes documents: `read(file, config, ingest, extract)`.
 PageReader = Callable[[RawFile, SourceConfig, IngestConfig, ExtractConfig], Iterator[pages.Page | Rejected]]
