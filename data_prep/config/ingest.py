@@ -19,15 +19,21 @@ KINDS_OF_KEY: dict[str, tuple[str, ...]] = {
     "select": ARCHIVES,
     "namespaces": ("wiki",),
     "max_page_bytes": ("wiki",),
+    "repositories": ("code",),
+    "licenses": ("code",),
+    "vendored": ("code",),
+    "generated": ("code",),
+    "max_file_bytes": ("code",),
 }
 
 
 class SourceConfig(Section):
-    kind: Literal["tree", "jsonl", "parquet", "wiki", "warc", "wet", "html"] = Field(
+    kind: Literal["tree", "jsonl", "parquet", "wiki", "code", "warc", "wet", "html"] = Field(
         description="tree: one document per file; jsonl: one per line of .jsonl, plain or compressed; parquet: one per "
-        "row; wiki: one per page of a MediaWiki XML dump (pages-articles.xml, plain or compressed); warc: one per HTML "
-        "page that a web archive holds a response of; wet: one per text extracted from a web archive; html: one per "
-        "HTML file. `extract` says how pages become text."
+        "row; wiki: one per page of a MediaWiki XML dump (pages-articles.xml, plain or compressed); code: one per file "
+        "of repositories, with its programming language and licence; warc: one per HTML page that a web archive holds a "
+        "response of; wet: one per text extracted from a web archive; html: one per HTML file. `extract` says how pages "
+        "become text."
     )
     path: str | Annotated[list[str], Field(min_length=1)] = Field(
         description="File, directory or glob (** for any depth), or a list of them, on this machine or as URLs (s3://, "
@@ -36,9 +42,9 @@ class SourceConfig(Section):
     include: list[str] | None = Field(
         None,
         description="Patterns of files to read; without a slash they match a file's name, with one its path below "
-        "`path`. Null for all files of a tree, *.parquet, *.xml and compressed *.xml.* of a wiki, *.warc and *.wet "
-        "(.gz, .zst), *.html, *.htm and *.xhtml, or *.jsonl, *.jsonl.gz, *.jsonl.zst, *.jsonl.bz2, *.json.gz and "
-        "*.json.zst.",
+        "`path`. Null for all files of a tree or of repositories, *.parquet, *.xml, *.xml.bz2, *.xml.gz and *.xml.zst "
+        "of a wiki, *.warc and *.wet (.gz, .zst), *.html, *.htm and *.xhtml, or *.jsonl, *.jsonl.gz, *.jsonl.zst, "
+        "*.jsonl.bz2, *.json.gz and *.json.zst.",
     )
     exclude: list[str] = Field(
         [], description="Patterns of files and directories to leave out; matched as `include` matches."
@@ -68,6 +74,26 @@ class SourceConfig(Section):
     max_page_bytes: Count = Field(
         2**20, description="Longest wikitext of a page of a wiki that is read, in bytes; MediaWiki allows 2 MiB."
     )
+
+    repositories: Literal["children", "single"] = Field(
+        "children",
+        description="Whether each directory in `path` is a repository of code, or `path` is one; no licence file above "
+        "a repository counts.",
+    )
+    licenses: Annotated[list[str], Field(min_length=1)] | None = Field(
+        None,
+        description="SPDX names of the licences of code that is read, such as [MIT, Apache-2.0]; null for all, with or "
+        "without a licence.",
+    )
+    vendored: Literal["drop", "keep"] = Field(
+        "drop", description="Code in vendor/, node_modules/, third_party/ and the like: leave it out, or mark it."
+    )
+    generated: Literal["drop", "keep"] = Field(
+        "drop",
+        description="Code that says in its first lines that it is generated, minified code and lock files: leave it "
+        "out, or mark it.",
+    )
+    max_file_bytes: Count = Field(2**20, description="Largest file of code that is read, in bytes.")
 
     @field_serializer("path", when_used="json")
     def _show_path(self, path: str | list[str]) -> str | list[str]:

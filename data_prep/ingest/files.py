@@ -20,6 +20,7 @@ DEFAULT_INCLUDE = {
     "tree": ["*"],
     "jsonl": [f"*.{name}" for name in ("jsonl", "jsonl.gz", "jsonl.zst", "jsonl.bz2", "json.gz", "json.zst")],
     "parquet": ["*.parquet"],
+    "code": ["*"],
     "warc": ["*.warc", "*.warc.gz", "*.warc.zst"],
     "wet": ["*.wet", "*.wet.gz", "*.wet.zst"],
     "html": ["*.html", "*.htm", "*.xhtml"],
@@ -38,7 +39,7 @@ class RawFile:
     the store and the path in it of a file that is not on this machine.
 
     With a `stop` it is a part of the file: the records that begin at the bytes start..stop. `first` is the number of
-    the first of them, where the format does not say it.
+    the first of them, where the format does not say it. `beside` are files that say something about it: licences.
     """
 
     path: str
@@ -50,6 +51,7 @@ class RawFile:
     start: int = 0
     stop: int | None = None
     first: int = 1
+    beside: tuple["RawFile", ...] = ()
 
     @property
     def suffix(self) -> str:
@@ -59,7 +61,8 @@ class RawFile:
     @property
     def fingerprint(self) -> list:
         """What stands for its content in the keys of results."""
-        return [self.name, self.size, self.version, *([self.start, self.stop] if self.stop is not None else [])]
+        part = [self.start, self.stop] if self.stop is not None else []
+        return [self.name, self.size, self.version, *part, *(other.fingerprint for other in self.beside)]
 
     @property
     def work(self) -> int:
@@ -138,9 +141,9 @@ def _expand_local(
         root = Path(*fixed)
         for match in sorted(map(Path, glob.glob(str(path), recursive=True))):
             name = match.relative_to(root).as_posix()
-            if match.is_file() and not _matches(name, exclude):
+            if match.is_file() and not matches(name, exclude):
                 yield match, name
-            elif match.is_dir() and "**" not in pattern and not _matches(name, exclude):
+            elif match.is_dir() and "**" not in pattern and not matches(name, exclude):
                 yield from _walk(match, f"{name}/", include, exclude)
     else:
         raise DataError(f"source '{source}': {pattern}: no such file or directory; set ingest.sources.{source}.path")
@@ -153,11 +156,11 @@ def _walk(directory: Path, prefix: str, include: Sequence[str], exclude: Sequenc
         raise DataError(f"{directory}: cannot be read ({error.strerror})") from None
     for entry in entries:
         name = prefix + entry.name
-        if _matches(name, exclude):
+        if matches(name, exclude):
             continue
         if entry.is_dir(follow_symlinks=False):
             yield from _walk(Path(entry.path), f"{name}/", include, exclude)
-        elif entry.is_file() and _matches(name, include):
+        elif entry.is_file() and matches(name, include):
             yield Path(entry.path), name
 
 
@@ -172,7 +175,7 @@ def _expand_remote(source: str, place: Place, include: Sequence[str], exclude: S
         )
     try:
         for file in place.find():
-            if (not file.walked or _matches(file.name, include)) and not _is_excluded(file.name, exclude):
+            if (not file.walked or matches(file.name, include)) and not _is_excluded(file.name, exclude):
                 name = unquote(file.name) if place.protocol in ("http", "https") else file.name
                 yield RawFile(place.where(file.path), name, file.size, file.version, place, file.path)
     except Missing as error:
@@ -182,10 +185,10 @@ def _expand_remote(source: str, place: Place, include: Sequence[str], exclude: S
 def _is_excluded(name: str, exclude: Sequence[str]) -> bool:
     """Whether a pattern matches a file or one of the directories that it is in."""
     parents = [str(parent) for parent in PurePosixPath(name).parents][:-1]
-    return any(_matches(one, exclude) for one in (name, *parents))
+    return any(matches(one, exclude) for one in (name, *parents))
 
 
-def _matches(name: str, patterns: Sequence[str]) -> bool:
+def matches(name: str, patterns: Sequence[str]) -> bool:
     """Whether a relative name matches a pattern: by its last part, or as a whole where the pattern has a slash."""
     last = name.rpartition("/")[2]
     return any(fnmatch.fnmatchcase(name if "/" in pattern else last, pattern) for pattern in patterns)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Union
 
 from data_prep.config import ExtractConfig, IngestConfig, SourceConfig
-from data_prep.ingest import jsonl, pages, parquet, tree, warc, wiki
+from data_prep.ingest import code, files, jsonl, pages, parquet, tree, warc, wiki
 from data_prep.ingest.files import RawFile
 from data_prep.ingest.records import Document, Rejected
 
@@ -24,6 +24,7 @@ READERS: Mapping[str, Reader] = {
     "parquet": parquet.read,
     "wet": warc.read_texts,
     "wiki": wiki.read,
+    "code": code.read,
 }
 # Kinds that give pages, of which the extraction makes documents: `read(file, config, ingest, extract)`.
 PageReader = Callable[[RawFile, SourceConfig, IngestConfig, ExtractConfig], Iterator[pages.Page | Rejected]]
@@ -31,6 +32,14 @@ PAGE_READERS: Mapping[str, PageReader] = {
     "warc": warc.read_pages,
     "html": pages.read_folder,
 }
+
+# Where a kind finds its files in another way than by patterns alone.
+FINDERS: Mapping[str, Callable[[str, SourceConfig], list[RawFile]]] = {"code": code.find_files}
+
+
+def find_files(source: str, config: SourceConfig) -> list[RawFile]:
+    """The files of a source, sorted by name; raises `DataError` naming a path that is missing or gives no file."""
+    return FINDERS.get(config.kind, files.find_files)(source, config)
 
 
 def read_documents(file: RawFile, config: SourceConfig, ingest: IngestConfig) -> Iterator[Read]:

@@ -17,9 +17,9 @@ from data_prep.documents import ROW_GROUP, text_schema
 from data_prep.engine import Task, advance
 from data_prep.ingest import extract as extraction
 from data_prep.ingest.columns import regroup, table_of, text_bounds
-from data_prep.ingest.files import RawFile, find_files
+from data_prep.ingest.files import RawFile
 from data_prep.ingest.pages import Page
-from data_prep.ingest.readers import PAGE_READERS, Read, read_documents
+from data_prep.ingest.readers import PAGE_READERS, Read, find_files, read_documents
 from data_prep.ingest.records import Document, Rejected
 from data_prep.ingest.select import load_rules, rules_key
 from data_prep.manifest import Folder, Record, make_key, writing

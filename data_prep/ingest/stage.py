@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 from data_prep.documents import Part
 from data_prep.funnel import Amount, FunnelRow
-from data_prep.ingest.files import find_files
 from data_prep.ingest.index import Listing, read_index
+from data_prep.ingest.readers import find_files
 from data_prep.ingest.shards import make_tasks
 from data_prep.ingest.split import number_lines, split
 from data_prep.manifest import Record, make_key

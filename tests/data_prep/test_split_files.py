@@ -116,7 +116,8 @@ def test_a_range_is_a_key_of_its_own(tmp_path):
     config = SourceConfig(kind="jsonl", path=str(path))
     ranges = split(find_files("web", config), "jsonl", 300)
     keys = [
-        task.key for task in make_tasks("web", config, IngestConfig(sources={"web": config}, shard_bytes=300), files=ranges)
+        task.key
+        for task in make_tasks("web", config, IngestConfig(sources={"web": config}, shard_bytes=300), files=ranges)
     ]
     assert len(set(keys)) == len(ranges) > 5
     assert all(one.stop == other.start for one, other in pairwise(ranges)) and ranges[-1].stop == path.stat().st_size

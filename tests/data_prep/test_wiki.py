@@ -34,7 +34,7 @@ ARTICLE = """{{Infobox Stadt
 | name = Musterstadt
 | bild = [[Datei:Wappen.svg|mini]]
 }}
-'''Musterstadt''' (; {{IPA|de}}) ist eine [[Stadt]] in [[Land (Staat)|Land]].&lt;ref&gt;{{Literatur|Titel=B}}&lt;/ref&gt;
+'''Musterstadt''' (; {{IPA|de}}) ist eine [[Stadt]] in [[Land (Staat)|Land]].&lt;ref&gt;{{Literatur|T}}&lt;/ref&gt;
 Sie hat 5&amp;nbsp;000 Einwohner {{Stand|2020}} und &lt;!-- kein Text --&gt; einen Fluss.
 
 == Geschichte ==
