@@ -16,15 +16,17 @@ import numpy as np
 from data_prep.config import IngestConfig, SourceConfig
 from data_prep.ingest.columns import as_documents, wanted_columns
 from data_prep.ingest.files import COMPRESSIONS, READ_BYTES, RawFile, open_decompressed
-from data_prep.ingest.records import Document, Rejected, read_record
+from data_prep.ingest.records import LONGEST_DOCUMENT, Document, Rejected, read_record
 from maxlm.errors import DataError
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 BLOCK_BYTES = 2**23
-# A whole file without a line end, such as one JSON array, would be one line; text is seldom longer than a few MB.
-LONGEST_LINE = 2**28
+# A whole file without a line end, such as one JSON array, would be one line. What is longer is not gathered: this
+# stands for it, and is no JSON.
+LONGEST_LINE = LONGEST_DOCUMENT
+TOO_LONG = b"\0too long"
 NEWLINE, OPEN, CLOSE = b"\n{}"
 
 
@@ -59,13 +61,11 @@ def _blocks(file: RawFile, stream: BinaryIO) -> Iterator[tuple[int, bytes]]:
         if begins:
             _check_encoding(file, block)
             block = block.removeprefix(codecs.BOM_UTF8)
+        if rest == TOO_LONG:
+            block = block[block.find(b"\n") :] if b"\n" in block else b""
         end = block.rfind(b"\n") + 1
         if not end:
-            rest += block
-            if len(rest) > LONGEST_LINE:
-                raise DataError(
-                    f"{file.path}:{first}: a line of more than {LONGEST_LINE:,} bytes; expected one JSON object a line"
-                )
+            rest = rest + block if len(rest) + len(block) <= LONGEST_LINE else TOO_LONG
             continue
         yield first, rest + block[:end]
         first, rest = first + block.count(b"\n"), block[end:]
@@ -120,6 +120,8 @@ def _parse(block: bytes, names: list[str], id_field: str | None) -> "pa.Table | 
 
 def _load(line: bytes, names: list[str], id_field: str | None) -> Any:
     """The value of a line, or the error that it is not JSON."""
+    if line.startswith(TOO_LONG):
+        return ValueError(f"a line of more than {LONGEST_LINE:,} bytes")
     try:
         # Bytes that are not UTF-8 pass as lone surrogates, and meet the policy if they are in the text.
         return json.loads(line.decode("utf-8", "surrogateescape"))

@@ -10,6 +10,8 @@ from maxlm.errors import DataError
 
 INVALID_UTF8, EMPTY, BAD_RECORD = "invalid UTF-8", "empty", "bad record"
 REPLACED = "invalid UTF-8 replaced"
+# Of a document as it is read, in bytes: it is in memory whole.
+LONGEST_DOCUMENT = 2**28
 # Code points that UTF-8 does not have, but for those that stand for an undecodable byte (U+DC80..U+DCFF).
 SURROGATES = re.compile("[\ud800-\udc7f\udd00-\udfff]")
 

@@ -114,7 +114,9 @@ def _all_documents(
             else:
                 yield from read_documents(file, config, ingest)
         except OSError as error:
-            raise DataError(f"{file.path}: cannot be read ({error.strerror or error}); source '{source}'") from None
+            # Without a number the error is a decompressor's.
+            reason = error.strerror or f"{error}; damaged or cut off, fetch it again"
+            raise DataError(f"{file.path}: cannot be read ({reason}); source '{source}'") from None
         advance(file.work)
 
 

@@ -1,14 +1,21 @@
 """Raw files of every kind become the same documents, and bad input is counted or refused as the pipeline says."""
 
+import bz2
 import gzip
 import json
+from functools import partial
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from data_prep.config import IngestConfig, SourceConfig
+from data_prep.ingest import jsonl
+from data_prep.ingest.columns import table_of
 from data_prep.ingest.files import find_files
+from data_prep.ingest.records import Document, Rejected
 from data_prep.ingest.shards import make_tasks
 from data_prep.manifest import Folder
 from maxlm.errors import DataError
@@ -135,13 +142,168 @@ def test_a_bad_record_is_refused_by_file_and_line_or_counted(tmp_path, line, pro
     assert [row["text"] for row in rows] == ["good", "also"] and dropped(records) == {"bad record": 1}
 
 
-@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.jsonl.zst", "a.parquet"])
-def test_a_truncated_file_is_named(tmp_path, formats, name):
-    data = (tmp_path / name).read_bytes()
-    (tmp_path / name).write_bytes(data[: len(data) // 2])
-    kind = "parquet" if name.endswith("parquet") else "jsonl"
-    with pytest.raises(DataError, match=name):
-        ingest(tmp_path / "work", tmp_path / name, kind=kind, text_field="body")
+LINES = b"".join(json.dumps({"text": f"document {i}"}).encode() + b"\n" for i in range(500))
+
+
+def zstd(data):
+    sink = pa.BufferOutputStream()
+    with pa.CompressedOutputStream(sink, "zstd") as stream:
+        stream.write(data)
+    return sink.getvalue().to_pybytes()
+
+
+COMPRESS = {"gz": gzip.compress, "zst": zstd, "bz2": bz2.compress}
+
+
+@pytest.mark.parametrize("ending", COMPRESS)
+def test_streams_one_after_the_other_are_one_and_a_cut_one_is_named(tmp_path, ending):
+    path = tmp_path / f"a.jsonl.{ending}"
+    cut = LINES.index(b"\n", 4000) - 7
+    data = COMPRESS[ending](LINES[:cut]) + COMPRESS[ending](LINES[cut:])
+    path.write_bytes(data)
+    assert len(ingest(tmp_path / "work", path, kind="jsonl")[0]) == 500
+    for lost in (1, 9, len(data) // 4, len(data) // 2):
+        path.write_bytes(data[:-lost])
+        with pytest.raises(DataError, match=f"a.jsonl.{ending}: cannot be read.*fetch it again"):
+            ingest(tmp_path / "work", path, kind="jsonl")
+    path.write_bytes(LINES)
+    with pytest.raises(DataError, match=f"a.jsonl.{ending}: cannot be read"):
+        ingest(tmp_path / "work", path, kind="jsonl")
+
+
+@pytest.mark.parametrize(
+    "name, data, message",
+    [
+        ("a.jsonl", '{"text": "a"}\n'.encode("utf-16"), "a.jsonl: looks like UTF-16.*iconv"),
+        ("a.jsonl", '{"text": "a"}\n'.encode("utf-16-be"), "a.jsonl: looks like UTF-16"),
+        ("a.json.gz", gzip.compress('{"text": "a"}\n'.encode("utf-32")), "a.json.gz: looks like UTF-16 or UTF-32"),
+        ("a.jsonl", b'[\n {"text": "a"}\n]', "a.jsonl:1: not JSON"),
+        ("a.jsonl", LINES[:-9], "a.jsonl:500: not JSON"),
+        ("a.jsonl", LINES + b"\0" * 99, "a.jsonl:501: not JSON"),
+        ("a.jsonl", LINES.replace(b'7"}', b'7\t"}'), "a.jsonl:8: not JSON"),
+        ("a.jsonl", LINES + b'{"text": "a"} {"text": "b"}\n', "a.jsonl:501: not JSON"),
+        ("a.jsonl", LINES + b'{"text":\n"a"}\n', "a.jsonl:501: not JSON"),
+        ("a.parquet", b"", "a.parquet: not a parquet file"),
+        ("a.parquet", LINES, "a.parquet: not a parquet file"),
+        ("a.parquet", pa.table({"text": [1, 2]}), "a.parquet: the column 'text' is of type int64; expected strings"),
+        ("a.parquet", pa.table({"text": [["a"]]}), "the column 'text' is of type list"),
+        ("a.parquet", pa.table({"text": ["a", None]}), "a.parquet:1: no text in 'text'"),
+    ],
+)
+def test_damaged_files_are_named(tmp_path, name, data, message):
+    if isinstance(data, pa.Table):
+        pq.write_table(data, tmp_path / name)
+    else:
+        (tmp_path / name).write_bytes(data)
+    with pytest.raises(DataError, match=message) as error:
+        ingest(tmp_path / "work", tmp_path, kind="parquet" if name.endswith("parquet") else "jsonl")
+    assert "\n" not in str(error.value)
+
+
+def test_a_truncated_parquet_file_is_named(tmp_path, formats):
+    data = (tmp_path / "a.parquet").read_bytes()
+    (tmp_path / "a.parquet").write_bytes(data[: len(data) // 2])
+    with pytest.raises(DataError, match="a.parquet: not a parquet file"):
+        ingest(tmp_path / "work", tmp_path / "a.parquet", kind="parquet", text_field="body")
+
+
+@pytest.mark.parametrize("block", [64, 2**23])
+def test_a_line_that_is_too_long_is_a_bad_record(tmp_path, monkeypatch, block):
+    monkeypatch.setattr("data_prep.ingest.jsonl.LONGEST_LINE", 1000)
+    monkeypatch.setattr("data_prep.ingest.jsonl.BLOCK_BYTES", block)
+    lines = [json.dumps({"text": text}) for text in ("one", "x" * 5000, "three", "y" * 5000)]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    rows, records = ingest(tmp_path / "work", tmp_path, {"on_bad_record": "skip"}, kind="jsonl")
+    if block == 64:
+        assert [(row["id"], row["text"]) for row in rows] == [("web/a.jsonl:1", "one"), ("web/a.jsonl:3", "three")]
+        assert dropped(records) == {"bad record": 2}
+        with pytest.raises(DataError, match="a.jsonl:2: not JSON .a line of more than 1,000 bytes"):
+            ingest(tmp_path / "work", tmp_path, kind="jsonl")
+    else:
+        # A line that came in one block needs no gathering.
+        assert len(rows) == 4
+
+
+def test_a_file_that_is_too_large_for_memory_is_left_out(tmp_path, monkeypatch):
+    monkeypatch.setattr("data_prep.ingest.tree.LONGEST_DOCUMENT", 10)
+    (tmp_path / "a.txt").write_text("x" * 11)
+    (tmp_path / "b.txt").write_text("x" * 10)
+    rows, records = ingest(tmp_path / "work", tmp_path, kind="tree")
+    assert [row["id"] for row in rows] == ["web/b.txt"] and sum(dropped(records).values()) == 1
+
+
+def test_kinds_of_columns_that_hold_text_or_ids(tmp_path):
+    columns = {
+        "string": pa.array(["a", "b"]),
+        "large": pa.array(["a", "b"], pa.large_string()),
+        "view": pa.array(["a", "b"], pa.string_view()),
+        "binary": pa.array([b"a", b"b"]),
+        "dictionary": pa.array(["a", "b"]).dictionary_encode(),
+    }
+    pq.write_table(pa.table(columns | {"id": pa.array([7, 8], pa.int32())}), tmp_path / "a.parquet")
+    for name in columns:
+        rows, _ = ingest(
+            tmp_path / "work",
+            tmp_path / "a.parquet",
+            kind="parquet",
+            text_field=name,
+            id_field="id",
+            url_field="string",
+        )
+        assert [(row["id"], row["text"], row["url"]) for row in rows] == [("web/7", "a", "a"), ("web/8", "b", "b")]
+    for ids in (["x", 3], [3, 4], ["x", "y"]):
+        (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": "t", "id": one}) + "\n" for one in ids))
+        rows, _ = ingest(tmp_path / "work", tmp_path / "a.jsonl", kind="jsonl", id_field="id")
+        assert sorted(row["id"] for row in rows) == sorted(f"web/{one}" for one in ids)
+
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=6,
+)
+records = st.fixed_dictionaries(
+    {"text": st.text(max_size=12) | st.sampled_from([" ", "\u2003\n", "\x1f", "a\0b"])},
+    optional={"id": st.integers(-5, 5) | st.text(max_size=3) | st.none(), "url": values, "other": values},
+)
+lines = st.lists(
+    records.map(json.dumps)
+    | records.map(partial(json.dumps, ensure_ascii=False))
+    | st.sampled_from(["", "{", "[]", "3", '{"text": 1}', '{"text": "\\ud800"}'])
+)
+
+
+@pytest.mark.parametrize("options", [{}, {"id_field": "id", "url_field": "url"}])
+@settings(derandomize=True, deadline=None, max_examples=150)
+@given(lines=lines)
+def test_columns_and_single_records_give_the_same_documents(tmp_path_factory, options, lines):
+    path = tmp_path_factory.mktemp("same") / "a.jsonl"
+    path.write_text("\n".join(lines))
+    config = SourceConfig(kind="jsonl", path=str(path), **options)
+    policy = IngestConfig(sources={"web": config}, on_bad_record="skip")
+    (file,) = find_files("web", config)
+
+    def read():
+        found, rejected = [], []
+        for one in jsonl.read(file, config, policy):
+            if isinstance(one, Rejected):
+                rejected += [one.reason] * one.count
+            else:
+                found += (table_of([one]) if isinstance(one, Document) else one).to_pylist()
+        return found, sorted(rejected)
+
+    with pytest.MonkeyPatch.context() as patch:
+        fast = read()
+        patch.setattr(jsonl, "as_documents", lambda *_: None)
+        assert fast == read()
+
+
+def test_records_deeper_than_python_reads_are_taken_alone_and_among_others(tmp_path):
+    deep = b'{"text": "deep", "other": ' + b"[" * 100_000 + b"]" * 100_000 + b"}\n"
+    for neighbours in (b"", LINES, b"\n"):
+        (tmp_path / "a.jsonl").write_bytes(neighbours + deep)
+        rows, _ = ingest(tmp_path / "work", tmp_path / "a.jsonl", kind="jsonl")
+        assert "deep" in [row["text"] for row in rows]
 
 
 def test_missing_columns_and_empty_corpora_are_named(tmp_path, formats):
