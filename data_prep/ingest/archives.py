@@ -28,7 +28,10 @@ Take = Callable[["WarcRecord", str], Taken]
 
 @dataclass(frozen=True)
 class Damage:
-    """What is wrong with the record at `offset` of the file; reading can go on behind it."""
+    """What is wrong with the record at `offset` of the file; reading goes on behind it.
+
+    A record without a readable beginning behind it is part of the same damage.
+    """
 
     offset: int
     problem: str

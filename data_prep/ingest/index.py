@@ -9,7 +9,9 @@ the tasks together, about 100 bytes per entry that is left.
 """
 
 import gzip
+import io
 import json
+import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -31,6 +33,7 @@ from maxlm.errors import DataError
 
 VERSION = 1
 BATCH_LINES = 2**16
+BUFFER_BYTES = 2**18
 INCLUDE = ["cdx-*.gz", "*.cdxj", "*.cdxj.gz", "*.cdx", "*.cdx.gz"]
 BAD_LINE, NO_FILE, REPEATED = "bad index line", "archive of an index line not found", "repeated index line"
 NUMBERS = ("offset", "length")
@@ -128,28 +131,32 @@ def filter_index(folder: Folder, key: str, file: RawFile, config: SourceConfig, 
 
 def _wanted(file: RawFile, rules: Rules, ingest: IngestConfig, counts: Counter) -> Iterator[tuple[str, int, int]]:
     """Filename, offset and length of the lines that are wanted; the others are counted by reason."""
-    with _open(file) as stream:
-        for number, line in enumerate(stream, 1):
-            counts[LINES] += 1
-            try:
-                entry = _entry(line)
-            except (ValueError, RecursionError) as error:
-                if ingest.on_bad_record == "fail":
-                    raise DataError(
-                        f"{file.path}:{number}: not a line of a CDXJ index ({error}); correct it, or set "
-                        "ingest.on_bad_record=skip"
-                    ) from None
-                counts[BAD_LINE] += 1
-                continue
-            if reason := _refuse(entry, rules):
-                counts[reason] += 1
-            else:
-                yield entry["filename"], entry["offset"], entry["length"]
+    for number, line in enumerate(_lines(file), 1):
+        counts[LINES] += 1
+        try:
+            entry = _entry(line)
+        except (ValueError, RecursionError) as error:
+            if ingest.on_bad_record == "fail":
+                raise DataError(
+                    f"{file.path}:{number}: not a line of a CDXJ index ({error}); correct it, or set "
+                    "ingest.on_bad_record=skip"
+                ) from None
+            counts[BAD_LINE] += 1
+            continue
+        if reason := _refuse(entry, rules):
+            counts[reason] += 1
+        else:
+            yield entry["filename"], entry["offset"], entry["length"]
 
 
-def _open(file: RawFile) -> BinaryIO:
+def _lines(file: RawFile) -> Iterator[bytes]:
     """The lines of an index; Common Crawl's are many gzip members one after the other."""
-    return gzip.GzipFile(fileobj=file.open()) if file.name.endswith(".gz") else file.open()
+    try:
+        with file.open() as stream:
+            packed = file.name.endswith(".gz")
+            yield from io.BufferedReader(gzip.GzipFile(fileobj=stream), BUFFER_BYTES) if packed else stream
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{file.path}: cannot be read ({error}); get the index again") from None
 
 
 def _entry(line: bytes) -> dict[str, Any]:
