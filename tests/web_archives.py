@@ -6,6 +6,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from data_prep.config import ExtractConfig, IngestConfig, SourceConfig
+from data_prep.engine.workers import make_here
 from data_prep.ingest.shards import make_tasks
 from data_prep.manifest import Folder
 
@@ -52,8 +53,7 @@ def ingest(
     settings = IngestConfig(sources={"web": config}, **(policy or {}))
     tasks = make_tasks("web", config, settings, ExtractConfig(**(extract or {})))
     rows, dropped = [], {}
-    for task in tasks:
-        record = task.function(Folder(folder), task.key, *task.arguments)
+    for record in make_here(Folder(folder), tasks, lambda done: None).values():
         for name in record.files:
             rows += pq.read_table(Folder(folder).file(record.key, name)).to_pylist()
         failed = {reason: pages for reason, (pages, _) in record.values.get("extract", {}).get("dropped", {}).items()}
