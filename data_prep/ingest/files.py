@@ -82,6 +82,12 @@ class RawFile:
             return io.BufferedReader(RemoteStream(self.place, self.key, self.size), BLOCK_BYTES)
         return open(self.path, "rb", buffering=READ_BYTES)
 
+    def open_anywhere(self) -> tuple[io.IOBase, int]:
+        """A stream for reads in any order, of which each is a request of its own, and how large they should be."""
+        if self.place is not None:
+            return RemoteStream(self.place, self.key, self.size), BLOCK_BYTES
+        return open(self.path, "rb"), READ_BYTES
+
 
 def open_decompressed(file: RawFile) -> BinaryIO:
     """A file's content, decompressed as its name says; several streams one after the other are one."""

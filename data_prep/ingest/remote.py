@@ -173,7 +173,7 @@ class Place:
 
 
 class RemoteStream(io.RawIOBase):
-    """A file of a store as a stream; from the second read in a row on, the next block is fetched ahead."""
+    """A file of a store as a stream whose reads are whole; from the second in a row on, the next is fetched ahead."""
 
     def __init__(self, place: Place, path: str, size: int):
         self._place, self._path, self._size = place, path, size
@@ -196,16 +196,16 @@ class RemoteStream(io.RawIOBase):
         return self._position
 
     def readinto(self, buffer: Any) -> int:
-        start, count = self._position, min(len(buffer), max(0, self._size - self._position))
+        start, count, data = self._position, min(len(buffer), max(0, self._size - self._position)), b""
         if self._ahead is not None and self._ahead[0] == start:
-            data = self._ahead[1].result()[:count]
-        else:
-            data = self._place.read(self._path, start, start + count)
+            data, self._ahead = self._ahead[1].result()[:count], None
+        if len(data) < count:
+            data += self._place.read(self._path, start + len(data), start + count)
         buffer[: len(data)] = data
         in_a_row, self._last = start == self._last, start + len(data)
-        self._position, self._ahead = self._last, None
+        self._position = self._last
         if in_a_row and self._last < self._size:
-            stop = min(self._size, self._last + BLOCK_BYTES)
+            stop = min(self._size, self._last + len(data))
             self._ahead = (self._last, self._pool.submit(self._place.read, self._path, self._last, stop))
         return len(data)
 

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import random
 
 import fsspec
 import pyarrow as pa
@@ -110,7 +111,6 @@ def test_single_files_of_a_web_server(server, folder):
 
 
 def test_reads_are_large_and_the_next_is_on_its_way(server, folder, monkeypatch):
-    monkeypatch.setattr(remote, "BLOCK_BYTES", 2**14)
     monkeypatch.setattr("data_prep.ingest.files.BLOCK_BYTES", 2**14)
     monkeypatch.setattr("data_prep.ingest.jsonl.BLOCK_BYTES", 2**13)
     assert len(texts(f"{server.url}/pub/raw/a.jsonl")["a.jsonl"]) == 400
@@ -124,6 +124,18 @@ def test_reads_are_large_and_the_next_is_on_its_way(server, folder, monkeypatch)
         stream.read(2**14 + 1)
         stream.raw._ahead[1].result()
         assert [request.range[0] for request in server.asked("a.jsonl") if request.range] == [0, 2**14, 2**15]
+
+
+def test_columns_of_a_large_row_group_come_in_blocks_and_once(server, folder, monkeypatch):
+    monkeypatch.setattr("data_prep.ingest.files.BLOCK_BYTES", 2**14)
+    generator = random.Random(0)
+    columns = {name: [generator.randbytes(300).hex() for _ in range(1000)] for name in ("text", "id", "url")}
+    options = {"compression": "none", "use_dictionary": False, "data_page_size": 2**12, "write_batch_size": 5}
+    pq.write_table(pa.table(columns), folder / "one.parquet", **options)
+    found = texts(f"{server.url}/pub/raw/one.parquet", "parquet", id_field="id", url_field="url")
+    assert found["one.parquet"] == columns["text"]
+    sizes = [last - first + 1 for first, last in (request.range for request in server.asked("one.parquet"))]
+    assert max(sizes) <= 2**16 and sum(sizes) < 1.2 * (folder / "one.parquet").stat().st_size and len(sizes) > 100
 
 
 @pytest.mark.parametrize("kind", [429, 500, 503, 408, "reset", "short", "fewer", "shifted"])
