@@ -139,19 +139,25 @@ def _split_lines(data, start, stop, kinds, traits, lines):
     count = 0
     position = begin = start
     while position < stop:
+        byte = data[position]
+        # No mark that ends a line has such a byte, or such a first one: most characters need not be decoded.
+        if byte >= 0x20 and byte != 0xC2 and byte != 0xE2:
+            position += 1
+            continue
         end = position
         code, position = decode(data, position)
-        ends = traits[code] & BREAK
-        if not ends and position < stop:
+        if not traits[code] & BREAK:
             continue
-        if not ends:
-            end = position
-        elif code == RETURN and position < stop and data[position] == NEWLINE:
+        if code == RETURN and position < stop and data[position] == NEWLINE:
             position += 1
         first, last = stripped(data, begin, end, kinds)
         lines[count, START], lines[count, FIRST], lines[count, LAST], lines[count, NEXT] = begin, first, last, position
         count += 1
         begin = position
+    if begin < stop:
+        first, last = stripped(data, begin, stop, kinds)
+        lines[count, START], lines[count, FIRST], lines[count, LAST], lines[count, NEXT] = begin, first, last, stop
+        count += 1
     return count
 
 
@@ -271,8 +277,8 @@ def _strip_pieces(data, pieces, count, kinds):
             break
         first += 1
     while count > first:
-        _, pieces[count - 1, 1] = stripped(data, pieces[count - 1, 0], pieces[count - 1, 1], kinds)
-        if pieces[count - 1, 0] < pieces[count - 1, 1]:
+        begin, pieces[count - 1, 1] = stripped(data, pieces[count - 1, 0], pieces[count - 1, 1], kinds)
+        if begin < pieces[count - 1, 1]:
             break
         count -= 1
     return first, count

@@ -109,6 +109,10 @@ def test_c4_by_hand() -> None:
     }
 
 
+def test_white_space_between_citations_is_stripped_from_the_end() -> None:
+    assert apply("both", ["A good line of text.\n[1] [edit]"])[0] == ["A good line of text."]
+
+
 def test_c4_counts_by_hand() -> None:
     text = "Lorem IPSUM dolor. Second one! {x}\nMore {of} it? Yes\nuse javascript { here"
     names = ("lorem_ipsum_lines", "curly_bracket_lines", "sentences")
@@ -118,8 +122,9 @@ def test_c4_counts_by_hand() -> None:
 
 LINES = [
     "Menu", "menu ", "a b", "word", "A line of text.", "This is “it”", "We use cookies", "扫一扫 看看", "今天天气好。",
-    "x [1] y.", "[2]", "[edit]", "[", "[12", "see [citation needed] it.", "no javaSCRIPT please.", "terms of Use it.",
-    "lorem ipsum a b.", "{ a b.", "averyverylongword here.", "end...", "well…", "K\u212a\u0130", "  ", "", "... ...",
+    "x [1] y.", "[2]", "[1] [2]", "[edit]", "[", "[12", "see [citation needed] it.", "no javaSCRIPT please.",
+    "terms of Use it.", "lorem ipsum a b.", "{ a b.", "averyverylongword here.", "end...", "well…", "K\u212a\u0130",
+    "  ", "", "... ...",
 ]  # fmt: skip
 ENDS = ["\n", "\n", "\n", "\r\n", "\r", "\x0b", "\x1d", "\x85", "\u2029", " \n", "\n\n", ""]
 TEXT = st.lists(
