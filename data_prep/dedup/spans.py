@@ -12,8 +12,8 @@ Occurrences are ordered by precedence: source, id_hash, place in the document; s
 documents were split into parts nor on the number of workers or ranges. A hash that occurs in very many documents takes
 no more room in a range than the few first occurrences of each part that can stay.
 
-Memory of a worker: for the units of a part about 40 bytes each (a part of 256 MB has 4 million lines of 60 bytes), for
-a range about 200 MB, for a list 20 bytes per unit of the part.
+Memory of a worker (measured, beside 0.2 GB of libraries): about 50 bytes for each unit of a part, of which 256 MB of
+text have 6 million lines or 10 million k-grams of substrings.py; 0.2 GB for a range; 30 bytes for each unit for a list.
 
 Among n different units n^2 / 2^65 pairs are expected to share a hash: 0.03 among 10^9.
 """
@@ -116,9 +116,15 @@ def write_units(folder: Folder, key: str, pieces: Sequence[Pieces], types: Mappi
     order = np.argsort(documents, kind="stable")
     bounds = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts[order])])
     # Where the units of each document, in their new order, were before.
-    before = np.repeat((np.cumsum(counts) - counts)[order] - bounds[:-1], counts[order]) + np.arange(bounds[-1])
-    compared = np.flatnonzero(joined("compared", "?")[before])
+    before = np.repeat((np.cumsum(counts) - counts)[order] - bounds[:-1], counts[order])
+    before += np.arange(bounds[-1])
+    # One array after the other: they are most of a worker's memory.
+    for name, dtype in types.items():
+        columns = [np.zeros(0, dtype), *(piece.columns[name] for piece in pieces)]
+        write_arrays(folder, key, {name: np.concatenate(columns)[before]}, types)
+    compared = np.flatnonzero(joined("compared", "?")[before]).astype(np.uint32)
     hashes = joined("hashes", "u8")[before[compared]]
+    del before
     by_hash = np.argsort(hashes, kind="stable")
     arrays = {
         "hashes": hashes[by_hash],
@@ -128,10 +134,8 @@ def write_units(folder: Folder, key: str, pieces: Sequence[Pieces], types: Mappi
         "documents": documents[order],
         "sizes": joined("sizes", "u4")[order],
     }
-    for name, dtype in types.items():
-        arrays[name] = np.concatenate([np.zeros(0, dtype), *(piece.columns[name] for piece in pieces)])[before]
-    names = write_arrays(folder, key, arrays, {**UNIT_FILES, **types})
-    return folder.commit(key, names, {"units": len(hashes)})
+    names = write_arrays(folder, key, arrays, UNIT_FILES)
+    return folder.commit(key, [*names, *types], {"units": len(hashes)})
 
 
 def find_lists(

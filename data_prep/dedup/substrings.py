@@ -190,7 +190,7 @@ def write_list(
         own = spans[edges[document] : edges[document + 1]]
         cut = int((own[:, 1] - own[:, 0]).sum())
         if cut == sizes[document]:
-            marks.drop(rows[document], cut, "repeated")
+            marks.drop(rows[document], cut, "nothing left")
         else:
             marks.edit(rows[document], [(a, b, "") for a, b in own.tolist()], f"{len(own)} cut", "repeated")
     return commit(folder, key, {name: marks} if marks.rows else {})

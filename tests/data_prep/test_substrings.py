@@ -189,7 +189,7 @@ def test_a_document_of_repeats_alone_is_dropped(select):
     assert set(selected.texts) == {"zzz/a", "aaa/start"} and selected.texts["zzz/a"] == text
     assert not selected.texts["aaa/start"].startswith(text[:20])
     (row,) = [row for row in selected.funnel if row.stage == "substrings"]
-    assert (row.dropped["repeated"].documents, row.dropped["repeated"].bytes) == (1, 900)
+    assert (row.dropped["nothing left"].documents, row.dropped["nothing left"].bytes) == (1, 900)
 
 
 @pytest.mark.parametrize("period", ["a", "ab\n", "0123456", "漢字"])
