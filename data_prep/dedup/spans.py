@@ -30,7 +30,7 @@ from data_prep.engine import Task, advance
 from data_prep.manifest import Folder, Record, make_key, writing
 from data_prep.stages import Run
 
-CUTS_VERSION, LISTS_VERSION = 1, 1
+CUTS_VERSION, LISTS_VERSION = 1, 2
 # Hashes of a range; they and what it takes to sort and group them need about 50 bytes each.
 RANGE_UNITS = 2**22
 # A hash and the number of its unit.
