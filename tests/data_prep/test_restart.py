@@ -56,19 +56,21 @@ def write(tmp_path, pipeline, every_stage):
     return call
 
 
-def start(*arguments):
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
-    return subprocess.Popen([sys.executable, *map(str, arguments)], env=environment, start_new_session=True, **pipes)
+def start(*arguments, **options):
+    """In a session of its own; a pipe, if any, is for one that has no workers, who would hold it open."""
+    command = [sys.executable, *map(str, arguments)]
+    options = {"stdout": subprocess.DEVNULL, "start_new_session": True} | options
+    return subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, **options)
 
 
 def wait_for_session(session):
     """Every process of the session has ended."""
-    for _ in range(400):
+    for _ in range(200):
         found = subprocess.run(["ps", "-s", str(session), "-o", "stat="], capture_output=True, text=True).stdout
         if all("Z" in line for line in found.splitlines()):
             return
         time.sleep(0.05)
+    os.killpg(session, signal.SIGKILL)
     raise AssertionError("workers end with the process that was killed")
 
 
@@ -90,14 +92,12 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bytes(write, pr
             time.sleep(0.002)
         time.sleep(generator.random() * 0.05)
         kill(process.pid, signal.SIGKILL)
-        process.communicate()
+        process.wait()
         wait_for_session(process.pid)
         after = records(work)
         assert all(after.get(record, stamp) == stamp for record, stamp in kept.items()), "what was done is not redone"
         kept |= after
-    process = start("-m", "data_prep", "run", path)
-    _, errors = process.communicate()
-    assert process.returncode == 0, errors
+    assert start("-m", "data_prep", "run", path).wait() == 0
     assert contents(out) == contents(clean)
     assert not list(out.rglob("*.partial*")) and not list(out.rglob("*.former"))
     after = records(work)
@@ -110,8 +110,8 @@ def test_a_run_killed_while_it_swaps_outputs_or_prunes_goes_on(tmp_path, write, 
     path, base = write("base", workers=1)
     prepare(**every_stage, output=str(base))
     shutil.copytree(base, tmp_path / "clean")
-    process = start("-c", DYING, tmp_path / "clean", 0, "run", path, "seed=1", f"output={tmp_path / 'clean'}")
-    changes = json.loads(process.communicate()[1])
+    arguments = (tmp_path / "clean", 0, "run", path, "seed=1", f"output={tmp_path / 'clean'}")
+    changes = json.loads(start("-c", DYING, *arguments, stderr=subprocess.PIPE).communicate()[1])
     former, expected = contents(base), contents(tmp_path / "clean")
     assert former != expected
     renames = [n for n, (event, name) in enumerate(changes, 1) if event == "os.rename" and "/shuffle/" in name]
@@ -125,8 +125,7 @@ def test_a_run_killed_while_it_swaps_outputs_or_prunes_goes_on(tmp_path, write, 
         out = tmp_path / f"out{number}"
         shutil.copytree(base, out)
         process = start("-c", DYING, out, number, "run", path, "seed=1", f"output={out}")
-        process.communicate()
-        assert process.returncode == -signal.SIGKILL
+        assert process.wait() == -signal.SIGKILL
         found = contents(out)
         whole = [all(found.get(name) == data for name, data in state.items()) for state in (former, expected)]
         for name in ("web", "web-val"):
