@@ -117,7 +117,11 @@ def located(folder: Folder, records: Sequence[Record], name: str = TABLE) -> tup
 
 def find_groups(folder: Folder, key: str, tables: Sequence[Path], rows: int) -> Record:
     """Groups of the places that share keys, as `components.connect` gives them."""
-    return components.connect(folder, key, find_pairs(folder, key, tables, rows))
+    pairs = find_pairs(folder, key, tables, rows)
+    record = components.connect(folder, key, pairs)
+    for path in pairs:
+        path.unlink()
+    return record
 
 
 def find_pairs(folder: Folder, key: str, tables: Sequence[Path], rows: int) -> list[Path]:
