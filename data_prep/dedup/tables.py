@@ -54,20 +54,22 @@ def gather(folder: Folder, key: str, files: Sequence[tuple[int, Path]]) -> Recor
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    arrays = [load(path) for _, path in files]
-    names = [name for name in arrays[0].dtype.names if name != "row"]
+    names = [name for name in load(files[0][1]).dtype.names if name != "row"]
     schema = pa.schema([(name, pa.uint64()) for name in [*names, "place"]])
-    rows = sum(len(array) for array in arrays)
+    rows = sum(len(load(path)) for _, path in files)
     pieces = max(1, rows // PIECE_ROWS)
     edges = np.array([2**64 * piece // pieces for piece in range(1, pieces)], np.uint64)
-    cuts = [[0, *np.searchsorted(array["key"], edges).tolist(), len(array)] for array in arrays]
+    # A file is mapped while it is read, and no longer: what was read of a mapped file counts as memory.
+    cuts = [[0, *np.searchsorted(load(path)["key"], edges).tolist(), len(load(path))] for _, path in files]
     with (
         writing(folder.file(key, TABLE)) as temporary,
         # Hashes do not compress.
         pq.ParquetWriter(temporary, schema, compression="none", use_dictionary=False) as writer,
     ):
         for piece in range(pieces):
-            inside = [array[cut[piece] : cut[piece + 1]] for array, cut in zip(arrays, cuts, strict=True)]
+            inside = [
+                np.array(load(path)[cut[piece] : cut[piece + 1]]) for (_, path), cut in zip(files, cuts, strict=True)
+            ]
             columns = {name: np.concatenate([array[name] for array in inside]) for name in names}
             columns["place"] = np.concatenate(
                 [
