@@ -31,9 +31,9 @@ class SourceConfig(Section):
     kind: Literal["tree", "jsonl", "parquet", "wiki", "code", "warc", "wet", "html"] = Field(
         description="tree: one document per file; jsonl: one per line of .jsonl, plain or compressed; parquet: one per "
         "row; wiki: one per page of a MediaWiki XML dump (pages-articles.xml, plain or compressed); code: one per file "
-        "of repositories, with its programming language and licence; warc: one per HTML page that a web archive holds a "
-        "response of; wet: one per text extracted from a web archive; html: one per HTML file. `extract` says how pages "
-        "become text."
+        "of repositories, with its programming language and licence; warc: one per HTML page that a web archive holds "
+        "a response of; wet: one per text extracted from a web archive; html: one per HTML file. `extract` says how "
+        "pages become text."
     )
     path: str | Annotated[list[str], Field(min_length=1)] = Field(
         description="File, directory or glob (** for any depth), or a list of them, on this machine or as URLs (s3://, "

