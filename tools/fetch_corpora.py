@@ -9,10 +9,11 @@ line, and the rest goes on. What is there is not fetched again. From them the sc
     OUT/en/*.jsonl.zst   prose, documentation and mail in English: documents of about 5 kB with id, source, url and text
     OUT/zh/*.jsonl.zst   modern Chinese (modern.jsonl.zst), and verse, a poem a document (poetry.jsonl.zst)
     OUT/html.warc.gz     the HTML pages of both languages as a crawl has them: WARC response records
+    OUT/questions.jsonl  a made-up benchmark: a sentence of some documents, which a decontamination has to find
     OUT/corpora.json     what is in them, and of which packages
 
-in an order by the hash of the documents' ids, so that their beginnings are samples of the whole. The same packages give
-the same bytes.
+`--folders` adds the HTML files below directories of this machine to the pages. Documents and pages are in an order by
+the hash of their ids, so that their beginnings are samples of the whole. The same packages give the same bytes.
 
 | package | registry | text | licence |
 |---|---|---|---|
@@ -51,9 +52,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from corpora_texts import TEXTS, Page, Text, documents, pages
+from corpora_texts import EN, TEXTS, ZH, Page, Text, documents, pages
 
-VERSION = 1
+VERSION = 2
 DEBIAN = [
     *("linux-doc-6.1", "cppreference-doc-en-html", "python3.11-doc", "perl-doc", "anarchism", "debian-handbook"),
     *("installation-guide-amd64", "libreoffice-help-en-us", "libreoffice-help-zh-cn", "libreoffice-help-zh-tw"),
@@ -68,6 +69,10 @@ COMMANDS = {
 }
 REGISTRIES = {name: tool for tool, names in (("apt", DEBIAN), ("npm", NPM), ("pip", PYPI)) for name in names}
 SECONDS = 900
+QUESTION_EVERY, QUESTION_CHARACTERS = 250, 300
+ABSENT = (
+    "A question which no page has: how many of the seven grey herons near the third lock slept through both floods?"
+)
 
 
 class Missing(Exception):
@@ -165,6 +170,21 @@ def write_warc(path: Path, found: Sequence[Page]) -> dict[str, int]:
     return {"pages": len(found), "bytes": size}
 
 
+def write_questions(path: Path, corpora: Sequence[Path]) -> dict[str, int]:
+    """Write a benchmark of a passage of every `QUESTION_EVERY`th document, and one item that no document has."""
+    import pyarrow as pa
+
+    items = [{"id": "absent", "question": ABSENT}]
+    for corpus in corpora:
+        lines = pa.CompressedInputStream(str(corpus), "zstd").read().decode().splitlines()
+        for line in lines[::QUESTION_EVERY]:
+            document = json.loads(line)
+            passage = max(document["text"].splitlines(), key=len).strip()[:QUESTION_CHARACTERS]
+            items.append({"id": document["id"], "question": passage})
+    path.write_text("".join(json.dumps(item, ensure_ascii=False) + "\n" for item in items))
+    return {"items": len(items)}
+
+
 def _urn(url: str) -> bytes:
     return f"uuid:{uuid.uuid5(uuid.NAMESPACE_URL, url)}".encode()
 
@@ -173,19 +193,32 @@ def _order(name: str) -> str:
     return hashlib.sha256(name.encode()).hexdigest()
 
 
-def build(out: Path, packages: Sequence[Package]) -> Iterator[tuple[str, dict[str, int]]]:
-    """Write the corpora that the packages have text for; names and sizes of the files, one by one."""
+def folder_pages(folders: Sequence[Path]) -> list[Page]:
+    """The HTML files below folders, by addresses that name the folder's last part alone."""
+    return [
+        Page(path, f"http://{folder.resolve().name}.example/{path.relative_to(folder).as_posix()}")
+        for folder in folders
+        for path in sorted(folder.rglob("*.html"))
+        if path.is_file() and path.stat().st_size
+    ]
+
+
+def build(out: Path, packages: Sequence[Package], folders: Sequence[Path]) -> Iterator[tuple[str, dict[str, int]]]:
+    """Write the corpora that there is text for; names and sizes of the files, one by one."""
     roots = {package.name: package.directory for package in packages}
     present = [(text, roots[text.package]) for text in TEXTS if text.package in roots]
     for name in dict.fromkeys(text.corpus for text in TEXTS):
         if chosen := [(text, root) for text, root in present if text.corpus == name]:
             yield f"{name}.jsonl.zst", write_documents(out / f"{name}.jsonl.zst", chosen)
-    found = [page for text, root in present if text.is_html for page in pages(text, root)]
+    written = [out / f"{name}.jsonl.zst" for name in (EN, ZH) if (out / f"{name}.jsonl.zst").is_file()]
+    if written:
+        yield "questions.jsonl", write_questions(out / "questions.jsonl", written)
+    found = [page for text, root in present if text.is_html for page in pages(text, root)] + folder_pages(folders)
     if found:
         yield "html.warc.gz", write_warc(out / "html.warc.gz", sorted(found, key=lambda page: _order(page.url)))
 
 
-def make(out: Path, names: Sequence[str]) -> dict:
+def make(out: Path, names: Sequence[str], folders: Sequence[Path] = ()) -> dict:
     """Fetch and build; what `OUT/corpora.json` says."""
     packages, missing = [], {}
     for name in names:
@@ -198,7 +231,7 @@ def make(out: Path, names: Sequence[str]) -> dict:
             continue
         packages.append(package)
         print(f"{name}: {package.archive}, {time.monotonic() - start:.1f} s", flush=True)
-    key = [VERSION, sorted(package.archive for package in packages)]
+    key = [VERSION, sorted(package.archive for package in packages), [str(folder) for folder in folders]]
     summary = out / "corpora.json"
     if summary.is_file():
         former = json.loads(summary.read_text())
@@ -206,7 +239,7 @@ def make(out: Path, names: Sequence[str]) -> dict:
             print("the corpora are up to date")
             return former
     files = {}
-    for name, counts in build(out, packages):
+    for name, counts in build(out, packages, folders):
         files[name] = counts
         print(f"{name}: " + ", ".join(f"{count:,} {kind}" for kind, count in counts.items()), flush=True)
     made = {"key": key, "files": files, "missing": missing}
@@ -218,8 +251,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, metavar="OUT")
     parser.add_argument("--names", nargs="+", choices=[*REGISTRIES], default=[*REGISTRIES], metavar="PACKAGE")
+    parser.add_argument("--folders", nargs="+", type=Path, default=[], metavar="DIR", help="of HTML files to add")
     args = parser.parse_args()
-    if not make(args.out, args.names)["files"]:
+    if not make(args.out.resolve(), args.names, args.folders)["files"]:
         sys.exit("no package could be had: nothing was written")
 
 
