@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_serializer, model_validator
 
 from data_prep.config.select import SelectConfig
-from data_prep.config.urls import redact
+from data_prep.config.urls import is_url, redact
 from maxlm.config import Count, Name, Section
 
 # The keys that some kinds have and others do not.
@@ -119,6 +119,8 @@ class SourceConfig(Section):
             raise ValueError("language and language_field exclude each other")
         if self.select and self.select.index is not None and self.kind != "warc":
             raise ValueError(f"select.index is for the kind warc, the kind is {self.kind}")
+        if self.select and self.select.index is not None and len(self.paths) > 1 and any(map(is_url, self.paths)):
+            raise ValueError("with select.index, path is one URL, which the filenames of the index start from")
         if self.select and self.select.languages and self.kind == "warc" and self.select.index is None:
             raise ValueError("select.languages needs select.index, as WARC files do not say the language of a page")
         return self

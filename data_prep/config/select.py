@@ -3,8 +3,9 @@
 import re
 from typing import Annotated
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_serializer, model_validator
 
+from data_prep.config.urls import redact
 from maxlm.config import Section
 
 LIST = (
@@ -41,9 +42,15 @@ class SelectConfig(Section):
     index: str | Entries | None = Field(
         None,
         description="CDXJ files, as Common Crawl publishes them (cdx-00000.gz), directories or globs of them: only the "
-        "records that they list are read, by byte range. `path` is the directory that their filenames start from, or "
-        "one where files of the same name lie. Null to read whole files.",
+        "records that they list are read, by byte range. `path` is then the directory or URL that their filenames "
+        "start from (https://data.commoncrawl.org), or a directory where files of the same name lie. Null to read "
+        "whole files.",
     )
+
+    @field_serializer("index", when_used="json")
+    def _show_index(self, index: str | list[str] | None) -> str | list[str] | None:
+        """What is written down of a run has no passwords and no signatures of URLs."""
+        return [redact(one) for one in index] if isinstance(index, list) else index and redact(index)
 
     @property
     def index_paths(self) -> list[str]:

@@ -76,6 +76,14 @@ class RawFile:
         with open(self.path, "rb", buffering=0) as file:
             return file.read()
 
+    def read_range(self, start: int, stop: int) -> bytes:
+        """Bytes start..stop of it, and no more of its store or disk; fewer where a file of this machine ends before."""
+        if self.place is not None:
+            return self.place.read(self.key, start, stop)
+        with open(self.path, "rb", buffering=0) as file:
+            file.seek(start)
+            return file.read(stop - start)
+
     def open(self) -> BinaryIO:
         """A stream that can be sought in; it reads blocks of `READ_BYTES` from disk, of `BLOCK_BYTES` from a store."""
         if self.place is not None:

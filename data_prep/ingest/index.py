@@ -12,8 +12,9 @@ import gzip
 import io
 import json
 import zlib
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from hashlib import sha256
 from itertools import islice
@@ -23,9 +24,11 @@ from typing import Any
 import numpy as np
 
 from data_prep.config import IngestConfig, SourceConfig
+from data_prep.config.urls import is_url, redact
 from data_prep.engine import Task, advance
 from data_prep.ingest.files import RawFile, find_files
 from data_prep.ingest.pages import CONTENT_TYPES, NOT_HTML, PAGE_STATUS, TRUNCATED
+from data_prep.ingest.remote import WEB, Place
 from data_prep.ingest.select import Rules, load_rules, rules_key
 from data_prep.manifest import Folder, Record, make_key, writing
 from data_prep.stages import Run
@@ -34,6 +37,8 @@ from maxlm.errors import DataError
 VERSION = 1
 BATCH_LINES = 2**16
 BUFFER_BYTES = 2**18
+# Of a store that answers after 50 ms, 20 records per second come one by one.
+REQUESTS = 16
 INCLUDE = ["cdx-*.gz", "*.cdxj", "*.cdxj.gz", "*.cdx", "*.cdx.gz"]
 BAD_LINE, NO_FILE, REPEATED = "bad index line", "archive of an index line not found", "repeated index line"
 NUMBERS = ("offset", "length")
@@ -48,6 +53,25 @@ class ListedFile(RawFile):
     """
 
     ranges: np.ndarray = field(kw_only=True, compare=False)
+
+    def read_ranges(self) -> Iterator[tuple[int, bytes]]:
+        """Each range's offset and bytes, in order; of a file in a store several are on their way at a time."""
+        if self.place is None:
+            for offset, length in self.ranges.tolist():
+                yield offset, self.read_range(offset, offset + length)
+            return
+        with ThreadPoolExecutor(REQUESTS) as pool:
+            asked: deque[tuple[int, Future[bytes]]] = deque()
+            try:
+                for offset, length in self.ranges.tolist():
+                    asked.append((offset, pool.submit(self.read_range, offset, offset + length)))
+                    if len(asked) == REQUESTS:
+                        first, data = asked.popleft()
+                        yield first, data.result()
+                for first, data in asked:
+                    yield first, data.result()
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
 
 
 @dataclass(frozen=True)
@@ -73,44 +97,62 @@ def read_index(this: Run, source: str, config: SourceConfig) -> Listing:
     lines = sum(record.values["lines"] for record in records)
     dropped = sum((Counter(record.values["dropped"]) for record in records), Counter())
     paths = [this.folder("index").file(record.key, name) for record in records for name in record.files]
-    files = _locate(paths, find_files(source, config), dropped)
+    files = _locate(source, config, paths, dropped)
     if not files:
+        reasons = ", ".join(f"{reason}: {count:,}" for reason, count in dropped.items())
         raise DataError(
             f"source '{source}': none of the {lines:,} lines of its index is wanted and names an archive in "
-            f"{', '.join(config.paths)}; {', '.join(f'{reason}: {count:,}' for reason, count in dropped.items())}"
+            f"{', '.join(map(redact, config.paths))}; {reasons}"
         )
     if dropped[NO_FILE]:
         this.warn(f"source '{source}': {dropped[NO_FILE]:,} lines of its index name archives that are not there")
     return Listing(files, lines, {reason: count for reason, count in dropped.items() if count})
 
 
-def _locate(paths: Sequence[Path], archives: Sequence[RawFile], dropped: Counter) -> list[ListedFile]:
-    """The archives that filtered lists name: by their path below the source's, else by their name alone."""
+def _locate(source: str, config: SourceConfig, paths: Sequence[Path], dropped: Counter) -> list[ListedFile]:
+    """The archives that filtered lists name."""
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
-    by_name = {file.name.rpartition("/")[2]: file for file in archives} | {file.name: file for file in archives}
-    table = pq.read_table(paths).sort_by([("filename", "ascending"), ("offset", "ascending")])
+    table = pq.read_table(paths).sort_by("filename")
     ranges = np.stack([table[name].to_numpy() for name in NUMBERS], axis=1)
     groups = pc.run_end_encode(table["filename"].combine_chunks())
-    listed: dict[str, list[np.ndarray]] = {}
+    find = _finder(source, config)
+    listed: dict[str, tuple[RawFile, list[np.ndarray]]] = {}
     start = 0
     for name, stop in zip(groups.values.to_pylist(), groups.run_ends.to_pylist(), strict=True):
-        file = by_name.get(name) or by_name.get(name.rpartition("/")[2])
+        file = find(name)
         if file is None:
             dropped[NO_FILE] += stop - start
         else:
-            listed.setdefault(file.name, []).append(ranges[start:stop])
+            listed.setdefault(file.name, (file, []))[1].append(ranges[start:stop])
         start = stop
-    files = []
-    for file in archives:
-        if file.name in listed:
-            found = np.concatenate(listed[file.name])
-            unique = np.unique(found, axis=0)
-            dropped[REPEATED] += len(found) - len(unique)
-            version = f"{file.version} {sha256(unique.tobytes()).hexdigest()}"
-            files.append(ListedFile(file.path, file.name, int(unique[:, 1].sum()), version, ranges=unique))
-    return files
+    return [_with_ranges(file, np.concatenate(found), dropped) for _, (file, found) in sorted(listed.items())]
+
+
+def _with_ranges(file: RawFile, ranges: np.ndarray, dropped: Counter) -> ListedFile:
+    unique = np.unique(ranges, axis=0)
+    dropped[REPEATED] += len(ranges) - len(unique)
+    version = f"{file.version} {sha256(unique.tobytes()).hexdigest()}"
+    size = int(unique[:, 1].sum())
+    return ListedFile(file.path, file.name, size, version, file.place, file.key, ranges=unique)
+
+
+def _finder(source: str, config: SourceConfig) -> Callable[[str], RawFile | None]:
+    """What finds the archive of a filename: below a URL every one, and unasked, as a crawl has 90,000 of them; on this
+    machine by its path below the source's, else by its name alone."""
+    if is_url(config.paths[0]):
+        return lambda name: _remote(config.paths[0], name)
+    archives = find_files(source, config)
+    by_name = {file.name.rpartition("/")[2]: file for file in archives} | {file.name: file for file in archives}
+    return lambda name: by_name.get(name) or by_name.get(name.rpartition("/")[2])
+
+
+def _remote(prefix: str, name: str) -> RawFile:
+    url = f"{prefix.rstrip('/')}/{name}"
+    place = Place(url)
+    key = url if place.protocol in WEB else url.partition("://")[2]
+    return RawFile(place.shown, name, 0, "", place, key)
 
 
 def filter_index(folder: Folder, key: str, file: RawFile, config: SourceConfig, ingest: IngestConfig) -> Record:

@@ -8,7 +8,7 @@ unique in the source. Memory: one record of at most `max_page_bytes`, compressed
 import contextlib
 import io
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
 from data_prep.config import ExtractConfig, IngestConfig, SourceConfig
 from data_prep.ingest.archives import Damage, read_records
@@ -50,25 +50,26 @@ def read_texts(file: RawFile, config: SourceConfig, ingest: IngestConfig) -> Ite
 
 def _records(file: RawFile, ingest: IngestConfig, take: Callable[["WarcRecord", str], Taken]) -> Iterator[Taken]:
     """What `take` makes of every record of a file, or of those that an index lists; damage meets its policy."""
+    for one in _listed(file, take) if isinstance(file, ListedFile) else _all(file, take):
+        if not isinstance(one, Damage):
+            yield one
+        elif ingest.on_bad_record == "fail":
+            raise DataError(
+                f"{file.path}: offset {one.offset}: {one.problem}; fetch it again, or set ingest.on_bad_record=skip"
+            )
+        else:
+            yield Rejected(BAD_RECORD)
+
+
+def _all(file: RawFile, take: Callable[["WarcRecord", str], Taken]) -> Iterator[Taken | Damage]:
     with file.open() as stream:
-        for one in _listed(stream, file, take) if isinstance(file, ListedFile) else read_records(stream, take):
-            if not isinstance(one, Damage):
-                yield one
-            elif ingest.on_bad_record == "fail":
-                raise DataError(
-                    f"{file.path}: offset {one.offset}: {one.problem}; get the file again, or set "
-                    "ingest.on_bad_record=skip"
-                )
-            else:
-                yield Rejected(BAD_RECORD)
+        yield from read_records(stream, take)
 
 
-def _listed(stream: BinaryIO, file: ListedFile, take: Callable[["WarcRecord", str], Taken]) -> Iterator[Taken | Damage]:
-    for offset, length in file.ranges.tolist():
-        stream.seek(offset)
-        record = io.BytesIO(stream.read(length))
-        # Places are offsets in the file; behind the first record of a range nothing was asked for.
-        found = next(read_records(record, lambda record, _: take(record, str(offset))), None)  # noqa: B023
+def _listed(file: ListedFile, take: Callable[["WarcRecord", str], Taken]) -> Iterator[Taken | Damage]:
+    """One record per range: places are offsets in the file, and nothing behind the first record was asked for."""
+    for offset, data in file.read_ranges():
+        found = next(read_records(io.BytesIO(data), lambda record, _: take(record, str(offset))), None)  # noqa: B023
         if found is None or isinstance(found, Damage):
             found = Damage(offset, found.problem if found else "the file ends before this record of its index")
         yield found

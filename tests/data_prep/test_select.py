@@ -4,9 +4,11 @@ import gzip
 import json
 import os
 
+import fsspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from object_server import ObjectServer
 from rich.console import Console
 from web_archives import html, ingest, members, warc_record
 
@@ -141,6 +143,12 @@ def test_rules_apply_to_whole_archives(tmp_path):
     assert dropped == {"not in allow_domains": 1, "not in languages": 2}
 
 
+def wanted(lines):
+    """The ranges of bytes that lines of an index name."""
+    entries = [json.loads(line.split(" ", 2)[2]) for line in lines]
+    return [(int(entry["offset"]), int(entry["offset"]) + int(entry["length"])) for entry in entries]
+
+
 class Crawl:
     """Three archives of 30 pages, and the lines of an index of them as Common Crawl publishes it."""
 
@@ -238,32 +246,35 @@ def test_rules_apply_to_the_lines_of_an_index(crawl):
 
 
 def test_only_what_is_listed_is_read(crawl, monkeypatch):
-    read = []
-
-    class Recorded:
-        def __init__(self, stream, name):
-            self.stream, self.name, self.seek, self.tell = stream, name, stream.seek, stream.tell
-
-        def read(self, size=-1):
-            read.append((self.name, self.stream.tell(), size))
-            return self.stream.read(size)
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *_):
-            self.stream.close()
-
-    index = crawl.write(crawl.lines[3:9:2], "one.cdxj.gz")
-    original = RawFile.open
+    lines, read, original = crawl.lines[3:9:2], [], RawFile.read_range
+    path = crawl.root / "some.cdxj"
+    path.write_text("".join(lines))
+    opened = RawFile.open
     monkeypatch.setattr(
-        RawFile,
-        "open",
-        lambda file: original(file) if file.name.endswith("cdxj.gz") else Recorded(original(file), file.name),
+        RawFile, "open", lambda file: opened(file) if file.name == "some.cdxj" else pytest.fail(f"{file.name} opened")
     )
-    rows, _, _, _ = prepare(crawl, index=index)
-    wanted = [json.loads(line.split(" ", 2)[2]) for line in crawl.lines[3:9:2]]
-    assert read == [(crawl.names[0], int(one["offset"]), int(one["length"])) for one in wanted] and len(rows) == 3
+    monkeypatch.setattr(
+        RawFile, "read_range", lambda file, *range: read.append((file.name, *range)) or original(file, *range)
+    )
+    rows, _, _, _ = prepare(crawl, index=str(path))
+    assert read == [(crawl.names[0], *range) for range in wanted(lines)] and len(rows) == 3
+
+
+@pytest.mark.parametrize("kind", ["http", "s3"])
+def test_a_crawl_in_a_store_is_read_in_ranges(crawl, monkeypatch, kind):
+    """Archives are not looked for, as a crawl has 90,000 of them; several ranges are on their way at a time."""
+    pytest.importorskip({"http": "aiohttp", "s3": "s3fs"}[kind])
+    path = crawl.write(crawl.lines)
+    local, _, _, _ = prepare(crawl, index=path)
+    with ObjectServer(crawl.root.parent) as server:
+        options = {"endpoint_url": server.url, "key": "key", "secret": "secret"}
+        monkeypatch.setitem(fsspec.config.conf, "s3", options)
+        server.latency = 0.01
+        place = {"http": f"{server.url}/cc/", "s3": "s3://bucket/cc"}[kind]
+        remote, dropped, _, _ = prepare(crawl, path=place, index=path)
+        asked = sorted(request.range for request in server.requests)
+    assert [(row["id"], row["text"]) for row in remote] == [(row["id"], row["text"]) for row in local] and not dropped
+    assert asked == sorted((start, stop - 1) for start, stop in wanted(crawl.lines)) and server.most_at_once > 1
 
 
 def test_archives_are_found_by_their_name_alone(crawl):
