@@ -40,8 +40,8 @@ def make_tasks(
     source: str,
     config: SourceConfig,
     ingest: IngestConfig,
-    extract: ExtractConfig | None = None,
     files: Sequence[RawFile] | None = None,
+    extract: ExtractConfig | None = None,
 ) -> list[Task]:
     """The tasks that read a source; `files` are its files, or ranges of them, and are looked for by default."""
     files = find_files(source, config) if files is None else files

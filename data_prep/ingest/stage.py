@@ -16,16 +16,15 @@ from maxlm.errors import DataError
 
 def run(this: Run) -> list[Part]:
     config = this.config.ingest
-    listings: dict[str, Listing] = {}
-    tasks = {}
+    tasks, listings = {}, []
     for name, source in config.sources.items():
         if source.select is not None and source.select.index is not None:
-            listings[name] = read_index(this, name, source)
-            files = listings[name].files
+            listings.append(read_index(this, name, source))
+            files = listings[-1].files
         else:
             ranges = split(find_files(name, source), source.kind, config.shard_bytes)
-            files = number_lines(ranges, source.kind, lambda counts: this.tasks("lines of files", counts, "ranges"))
-        tasks[name] = make_tasks(name, source, config, this.config.extract, files)
+            files = number_lines(ranges, source.kind, lambda counts: this.tasks("line-counts", counts, "ranges"))
+        tasks[name] = make_tasks(name, source, config, files, this.config.extract)
     records = this.tasks("ingest", [task for group in tasks.values() for task in group], "shards")
     owners = [name for name, group in tasks.items() for _ in group]
     parts = []
@@ -33,7 +32,7 @@ def run(this: Run) -> list[Part]:
         for number, (name, counts) in enumerate(zip(sorted(record.files), record.values["shards"], strict=True)):
             path = this.folder("ingest").file(record.key, name)
             parts.append(Part(path, make_key("part", 1, record.key, number), source, counts["documents"], **counts))
-    this.funnel += _funnel_rows(records, parts, list(listings.values()))
+    this.funnel += _funnel_rows(records, parts, listings)
     for name in config.sources:
         if not any(part.source == name for part in parts):
             raise DataError(f"source '{name}': empty corpus: its {len(tasks[name])} groups of files have no text")

@@ -5,6 +5,7 @@ from collections import Counter
 import pytest
 
 from data_prep.config import IngestConfig, SourceConfig
+from data_prep.ingest.code import is_vendored
 from data_prep.ingest.languages import LANGUAGES, language_of
 from data_prep.ingest.licenses import is_allowed, license_in_header, license_of_text
 from data_prep.ingest.readers import find_files, read_documents
@@ -118,6 +119,19 @@ def test_kept_files_are_marked(repositories):
         "alpha/app.js": ("generated",),
     }  # fmt: skip
     assert not dropped
+
+
+@pytest.mark.parametrize(
+    "name, repositories, expected",
+    [
+        ("vendor/a.py", "children", False),
+        ("vendor/a.py", "single", True),
+        ("a/lib/Third_Party/b/c.py", "children", True),
+        ("a/vendor.py", "children", False),
+    ],
+)
+def test_vendored_code_lies_below_the_root_of_its_repository(name, repositories, expected):
+    assert is_vendored(name, repositories) is expected
 
 
 def test_a_list_of_licences_leaves_the_others_out(repositories):

@@ -183,6 +183,7 @@ def test_streams_one_after_the_other_are_one_and_a_cut_one_is_named(tmp_path, en
         ("a.jsonl", LINES.replace(b'7"}', b'7\t"}'), "a.jsonl:8: not JSON"),
         ("a.jsonl", LINES + b'{"text": "a"} {"text": "b"}\n', "a.jsonl:501: not JSON"),
         ("a.jsonl", LINES + b'{"text":\n"a"}\n', "a.jsonl:501: not JSON"),
+        ("a.jsonl", LINES + b'{"text": "a"}{"text":\n"b"}\n', "a.jsonl:501: not JSON"),
         ("a.parquet", b"", "a.parquet: not a parquet file"),
         ("a.parquet", LINES, "a.parquet: not a parquet file"),
         ("a.parquet", pa.table({"text": [1, 2]}), "a.parquet: the column 'text' is of type int64; expected strings"),

@@ -165,6 +165,12 @@ def test_what_does_not_pass_is_one_line_without_secrets(kind, fault, message, ur
     assert not any(secret in f"{error.value}{file}" for secret in ("s3cr3t", "pass1word"))
 
 
+def test_a_reason_has_no_secrets_wherever_the_client_puts_them():
+    place = remote.Place("https://me:pass1word@host/a?sig=a%2Fb%2Fc&expires=12345")
+    error = OSError("no: https://me:pass1word@host/a?sig=a%2Fb%2Fc, signature a/b/c of\nme with pass1word until 12345")
+    assert place._reason(error) == "OSError: no: https://host/a signature *** of me with *** until ***"
+
+
 def test_missing_files_and_clients_are_named(url_of, server, monkeypatch):
     with pytest.raises(
         DataError, match="source 'web': memory://bucket/pub/raw/none: no such.*set ingest.sources.web.path"
