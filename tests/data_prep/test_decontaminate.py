@@ -33,6 +33,7 @@ QUESTION = (
 )
 ANSWER = "It sold one thousand five hundred and seventy-two cakes."
 POEM = "明月幾時有？把酒問青天。不知天上宮闕，今夕是何年。我欲乘風歸去，又恐瓊樓玉宇，高處不勝寒。"
+# It ends before the last window of the question that begins before it.
 INNER = " ".join(QUESTION.split()[21:29])
 SIMPLE = "Which planet has the most moons of all?"
 FILLER = "Gardens need water in summer, said nobody in particular. "
@@ -243,7 +244,7 @@ def test_cuts_are_those_of_a_plain_count_of_characters(small_index, seed, margin
 @pytest.fixture(scope="module")
 def small_index(tmp_path_factory):
     path = write_benchmark(
-        tmp_path_factory.mktemp("small") / "a.jsonl", [{"text": t} for t in (QUESTION, POEM, SIMPLE)]
+        tmp_path_factory.mktemp("small") / "a.jsonl", [{"text": t} for t in (QUESTION, POEM, SIMPLE, INNER)]
     )
     build(Folder(path.parent), "key", [Benchmark("b", ((path, "a"),), None, None, False)], 13, 8)
     return Index(path.parent / "key", "key", 13, 8, True)
