@@ -11,7 +11,8 @@ Files, all .npy without objects: `slots` uint64 [slots] keys in a table of open 
 uint32 [slots] the first sequence with that key; by sequence, sorted by key: `keys`, `lengths` (uint8, words), `seconds`
 (uint64) and `bounds` (int64 [sequences + 1]) of its items in `items` (uint32). items.parquet has the items.
 
-Memory to build it: by the sizes of its arrays about 120 bytes per sequence, and one file of a benchmark. Workers map the files, and share them.
+Memory to build it: by the sizes of its arrays about 120 bytes per sequence, and one file of a benchmark. Workers map
+the files, and share them.
 """
 
 from collections.abc import Iterator, Sequence
