@@ -2,10 +2,12 @@
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 
+from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Column, Table
 
 from maxlm.data.shards import Manifest
@@ -16,46 +18,62 @@ LINE_SECONDS = 10.0
 @contextlib.contextmanager
 def progress(console: Console, stage: str, total_bytes: int) -> Iterator[Callable[[int], None]]:
     """Tell the bytes done so far: a bar on a terminal, a line every ten seconds elsewhere. A total of 0 is unknown."""
-    start = time.monotonic()
+    pace = Pace(total_bytes)
     if not console.is_terminal:
-        last = start
+        last = time.monotonic()
 
         def line(done: int) -> None:
             nonlocal last
+            text = pace.text(done)
             if (now := time.monotonic()) - last >= LINE_SECONDS:
-                last, rate = now, done / (now - start)
-                left = f", {(total_bytes - done) / rate:,.0f} s left" if 0 < done < total_bytes else ""
-                console.print(f"{stage}: {size(done)} of {size(total_bytes)}, {size(rate)}/s{left}")
+                last = now
+                console.print(f"{stage}: {text}", highlight=False, markup=False, soft_wrap=True)
 
         yield line
         return
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.fields[text]}"),
-        TimeRemainingColumn(),
-    )
+    columns = (TextColumn("{task.description}"), BarColumn(20), TextColumn("{task.fields[text]}"))
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task(stage, total=total_bytes or None, text="")
+        yield lambda done: bar.update(task, completed=done, text=pace.text(done))
 
-        def update(done: int) -> None:
-            rate = done / max(time.monotonic() - start, 1e-9)
-            bar.update(task, completed=done, text=f"{size(done)} of {size(total_bytes)}, {size(rate)}/s")
 
-        yield update
+class Pace:
+    """Rate and time left; they count from the first report on, as a cluster needs seconds to start."""
+
+    def __init__(self, total_bytes: int):
+        self.total = total_bytes
+        self._start: tuple[float, int] | None = None
+
+    def text(self, done: int) -> str:
+        now = time.monotonic()
+        start, before = self._start = self._start or (now, done)
+        rate = (done - before) / (now - start) if now > start else 0
+        left = f", {duration((self.total - done) / rate)} left" if rate and done < self.total else ""
+        whole = f" of {size(self.total)}" if self.total else ""
+        return f"{size(done)}{whole}, {size(rate)}/s{left}"
+
+
+def duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {seconds:02} s" if minutes else f"{seconds} s"
 
 
 def print_outputs(console: Console, outputs: Mapping[str, Manifest]) -> None:
-    names = ("documents", "text", "tokens", "bytes/token", "shards")
-    table = Table(Column("output", overflow="fold"), *map(right, names))
+    """A table of the directories that training reads; what their paths share is said once."""
+    parents = {str(Path(directory).parent) for directory in outputs}
+    parent = parents.pop() if len(parents) == 1 else None
+    names = ("documents", "text", "tokens", "bytes\nper token", "shards")
+    first = Column(f"output in {parent}" if parent else "output", overflow="fold", ratio=1)
+    table = Table(first, *map(right, names), box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for directory, manifest in outputs.items():
         table.add_row(
-            directory,
+            Path(directory).name if parent else directory,
             f"{manifest.documents:,}",
             size(manifest.bytes),
             f"{manifest.tokens:,}",
             f"{bytes_per_token(manifest):.3f}",
-            str(len(manifest.shards)),
+            f"{len(manifest.shards):,}",
         )
     console.print(table)
 
@@ -68,10 +86,20 @@ def bytes_per_token(manifest: Manifest) -> float:
 
 def size(count: float) -> str:
     """A number of bytes in decimal units."""
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if count < 1000 or unit == "TB":
-            return f"{count:,.0f} {unit}" if unit == "B" else f"{count:,.1f} {unit}"
-        count /= 1000
+    return _scaled(count, (" B", " kB", " MB", " GB", " TB"))
+
+
+def count(number: float) -> str:
+    """A large number, rounded."""
+    return _scaled(number, ("", " K", " M", " B", " T"))
+
+
+def _scaled(number: float, units: Sequence[str]) -> str:
+    for unit in units:
+        # 999.96 would become 1000.0.
+        if round(number, 1) < 1000 or unit == units[-1]:
+            return f"{number:,.0f}{unit}" if unit == units[0] else f"{number:,.1f}{unit}"
+        number /= 1000
     raise AssertionError
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from rich.console import Console
 
 from data_prep import limit
-from data_prep.config import Pipeline
+from data_prep.config import VALIDATION_SUFFIX, Pipeline
 from data_prep.console import bytes_per_token, print_outputs
 from data_prep.decontaminate import stage as decontaminate
 from data_prep.dedup import stage as dedup
@@ -62,7 +62,7 @@ def run(
         if until == "shards":
             this.prune()
         write_funnel(config.work / FUNNEL, this.funnel)
-    print_funnel(console, this.funnel, _bytes_per_token(outputs))
+    print_funnel(console, this.funnel, _bytes_per_token(config, outputs))
     if outputs:
         print_outputs(console, outputs)
     else:
@@ -73,10 +73,12 @@ def run(
 def walk(this: Run, until: str) -> dict[str, Manifest]:
     """The stages up to `until`, in order; returns the manifests by directory where the last of them ran."""
     parts = ingest.run(this)
+    this.count_sources(parts)
     if until == "ingest":
         return {}
     for name in this.config.order:
         parts = SELECTING[name](this, parts)
+        this.count_sources(parts)
         if name == until:
             return {}
     encoding = tokenize.run_tokenizer(this, parts)
@@ -106,9 +108,16 @@ def _say_what_follows(this: Run, until: str) -> None:
     this.say("next", f"{', '.join(left)}; `maxlm-prep {left[0]}` runs one more, `maxlm-prep run` all of them")
 
 
-def _bytes_per_token(outputs: Mapping[str, Manifest]) -> float | None:
-    total = sum(manifest.bytes for manifest in outputs.values())
-    return total / sum(manifest.bytes / bytes_per_token(manifest) for manifest in outputs.values()) if total else None
+def _bytes_per_token(config: Pipeline, outputs: Mapping[str, Manifest]) -> dict[str, float]:
+    """By source, over its splits."""
+    rates = {}
+    for source in config.ingest.sources:
+        names = (source, source + VALIDATION_SUFFIX)
+        found = [manifest for directory, manifest in outputs.items() if Path(directory).name in names]
+        if found:
+            tokens = sum(manifest.bytes / bytes_per_token(manifest) for manifest in found)
+            rates[source] = sum(manifest.bytes for manifest in found) / tokens
+    return rates
 
 
 @contextlib.contextmanager

@@ -1,6 +1,7 @@
 """What a stage is given: it runs tasks, takes over their lists, and says what happened."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -76,6 +77,10 @@ class Run:
                 part = part.with_list(stage, path, key, entry["documents"], entry["bytes"])
             after.append(part)
         return after
+
+    def count_sources(self, parts: Sequence[Part]) -> None:
+        """What the last stage that has a row in the funnel kept, by source."""
+        self.funnel[-1] = replace(self.funnel[-1], sources=Amount.by_source(parts))
 
     def say(self, stage: str, text: str) -> None:
         self.console.print(f"{stage}: {text}", highlight=False, markup=False, soft_wrap=True)
