@@ -30,7 +30,7 @@ def advance(count: int) -> None:
         _advance(count)
 
 
-def report_to(listener: Callable[[int], None]) -> None:
-    """Send what the tasks of this process tell `advance` to a listener."""
+def report_to(listener: Callable[[int], None] | None) -> None:
+    """Send what the tasks of this process tell `advance` to a listener, or to nobody."""
     global _advance
     _advance = listener

@@ -50,7 +50,10 @@ def make_here(folder: Folder, tasks: Sequence[Task], progress: Callable[[int], N
         progress(done)
 
     report_to(add)
-    return {task.key: task.function(folder, task.key, *task.arguments) for task in tasks}
+    try:
+        return {task.key: task.function(folder, task.key, *task.arguments) for task in tasks}
+    finally:
+        report_to(None)
 
 
 def killed(stage: str) -> MaxlmError:

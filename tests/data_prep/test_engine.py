@@ -43,6 +43,32 @@ def test_results_are_in_order_and_made_once(tmp_path, workers):
     assert (processes == {os.getpid()}) == (workers == 1)
 
 
+def test_nobody_is_told_of_work_after_the_tasks(tmp_path):
+    seen = []
+    with Processes(1) as pool:
+        pool.run(Folder(tmp_path), tasks_of(double, 2), seen.append)
+        with pytest.raises(DataError):
+            pool.run(Folder(tmp_path), [Task("other", refuse, (1,), 1)], seen.append)
+    advance(5)
+    assert seen == [10, 20]
+
+
+def test_many_tasks_are_in_flight_a_few_at_a_time(tmp_path):
+    """What waits is not copied for the processes: 100,000 tasks would fill the memory of this one."""
+    taken = []
+
+    class Watched(tuple):
+        def __iter__(self):
+            taken.append(len(list(tmp_path.glob("key*/record.json"))))
+            return super().__iter__()
+
+    tasks = [Task(f"key{i}", double, Watched((i,)), 10) for i in range(60)]
+    with Processes(2) as pool:
+        records, _ = pool.run(Folder(tmp_path), tasks, lambda done: None)
+    assert [record.values["value"] for record in records] == [2 * i for i in range(60)]
+    assert all(number - finished <= 9 for number, finished in enumerate(taken)) and len(taken) == 60
+
+
 def test_an_error_of_a_task_is_raised_and_finished_tasks_stay(tmp_path):
     folder = Folder(tmp_path)
     with Processes(2) as pool:
