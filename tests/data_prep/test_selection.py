@@ -3,8 +3,17 @@
 import json
 import re
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
+from data_prep import limit, lists
+from data_prep.documents import LIMIT_SALT, Part, mix
+from data_prep.manifest import Folder
+from maxlm.data.shards import document_hash
 from maxlm.errors import DataError
 
 
@@ -66,3 +75,32 @@ def test_max_bytes_keeps_a_stable_choice_below_the_limit(tmp_path, prepare):
     some, more = choose(2000), choose(7000)
     assert set(some) < set(more), "a larger limit keeps what the smaller kept"
     assert some != sorted(f"web/{key}" for key in documents)[: len(some)], "the choice is not alphabetical"
+
+
+@settings(derandomize=True, deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(sizes=st.lists(st.integers(1, 300), min_size=1, max_size=60), share=st.floats(0.001, 0.999))
+def test_the_limit_is_exact_whatever_the_sizes(tmp_path, sizes, share):
+    """What is kept is the longest prefix, in the order of the hash, that fits."""
+    folder, parts = Folder(tmp_path / str(abs(hash((*sizes, share))))), []
+    hashes = np.array([document_hash(f"web/{number}") for number in range(len(sizes))], np.uint64)
+    for number, rows in enumerate(np.array_split(np.arange(len(sizes)), 3)):
+        path = folder.path / "part" / f"{number}.parquet"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        columns = {
+            "row": np.arange(len(rows), dtype=np.uint32),
+            "id_hash": hashes[rows],
+            "bytes": np.array(sizes)[rows],
+        }
+        pq.write_table(pa.table(columns), path)
+        parts.append(Part(path, str(number), "web", len(rows), len(rows), sum(columns["bytes"].tolist())))
+    max_bytes = int(sum(sizes) * share)
+    first = limit.find_limit(folder, "limit", parts, max_bytes).values["first"]
+    order = mix(hashes, LIMIT_SALT)
+    kept = order < first
+    assert (
+        sum(np.array(sizes)[kept])
+        <= max_bytes
+        < sum(np.array(sizes)[kept]) + sizes[int(np.flatnonzero(order == first)[0])]
+    )
+    marked = [limit.mark_excess(folder, f"mark{part.key}", part, first) for part in parts]
+    assert lists.total(marked, "dropped")["over max_bytes"][0] == np.count_nonzero(~kept)
