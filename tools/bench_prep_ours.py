@@ -79,8 +79,12 @@ class Bench:
 
     def repeat(self, config: Any, until: str, stages: Sequence[str], outputs: Sequence[str] = ()) -> list[tuple]:
         """Run up to a stage that is done anew each time, the stages before it only once."""
+        from data_prep.tokenize.encode import open_libraries
+
         found = []
         for _ in range(self.runs):
+            # With the words that it remembers, a second run over the same text would be what no corpus sees.
+            open_libraries.cache_clear()
             for stage in stages:
                 shutil.rmtree(config.work / stage, ignore_errors=True)
             for output in outputs:

@@ -22,10 +22,9 @@ from data_prep.documents import SHUFFLE_SALT, Part, held_out, iterate, mix
 from data_prep.engine import advance
 from data_prep.manifest import Folder, Record, make_key, save_error, writing
 from data_prep.text.texts import Texts
-from data_prep.tokenize.encode import Encoder
+from data_prep.tokenize.encode import Encoder, open_libraries
 from data_prep.tokenize.tokens import add_boundaries, gather
 from maxlm.data.shards import TokenizerEntry
-from maxlm.data.tokenizer import Tokenizer
 
 VERSION = 2
 SPLITS = ("train", "validation")
@@ -139,7 +138,8 @@ def _scratch(directory: Path) -> BinaryIO:
 
 def _tokenize(part: Part, encoding: Encoding, file: BinaryIO, place: Path) -> _Documents:
     """Write the tokens of the documents in reading order; `place` is where the file is, for messages."""
-    encoder = Encoder(Tokenizer(encoding.directory, encoding.entry), encoding.fast, encoding.lossless)
+    libraries = open_libraries(encoding.directory, encoding.entry.model_dump_json(), encoding.fast)
+    encoder = Encoder(*libraries, encoding.lossless)
     hashes, sizes, lengths = [np.zeros(0, np.uint64)], [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
     for table in iterate(part, ("id_hash", "text", "bytes")):
         hashes.append(table["id_hash"].to_numpy())

@@ -32,7 +32,7 @@ def check(encoder: Encoder, texts: Texts, expected: list[list[int]]) -> None:
 def test_ids_are_those_of_the_tokenizers_library(tokenizer):
     texts = Texts.from_strings(DOCUMENTS)
     expected = [tokenizer.encode(text) for text in DOCUMENTS]
-    for fast in (True, False):
+    for fast in (Fast.load(tokenizer), None):
         encoder = Encoder(tokenizer, fast, True)
         check(encoder, texts, expected)
         # A piece of a larger buffer, as batches are; the last one has no text at all.
@@ -55,8 +55,8 @@ def test_a_library_that_has_grown_is_loaded_anew_and_gives_the_same_ids(tokenize
 def test_text_that_is_lost_is_found_wherever_it_is(tokenizer, monkeypatch):
     """The ids of one document are wrong: another token, one too few, one too many, or its neighbour's."""
     texts = Texts.from_strings(["one two", "", "three four", "five"])
-    ids, counts = Encoder(tokenizer, True, True).encode(texts)
     fast = Fast.load(tokenizer)
+    ids, counts = Encoder(tokenizer, fast, True).encode(texts)
     assert fast.spells(ids, counts, texts)
     monkeypatch.setattr(encode, "CHECKED_DOCUMENTS", 0)
     other = ids.copy()
@@ -66,7 +66,7 @@ def test_text_that_is_lost_is_found_wherever_it_is(tokenizer, monkeypatch):
         assert not fast.spells(*wrong, texts)
         monkeypatch.setattr(Fast, "encode", lambda self, texts, wrong=wrong: wrong)
         with pytest.raises(DataError, match="does not give its text back"):
-            Encoder(tokenizer, True, True).encode(texts)
+            Encoder(tokenizer, fast, True).encode(texts)
     assert not spell(ids, moved, fast._pieces, fast._edges, texts.data, texts.bounds)
     # An id that the vocabulary does not have, where numba would read what lies behind it.
     assert not spell(ids + np.uint32(2**20), counts, fast._pieces, fast._edges, texts.data, texts.bounds)
@@ -75,12 +75,13 @@ def test_text_that_is_lost_is_found_wherever_it_is(tokenizer, monkeypatch):
 def test_other_ids_for_the_same_text_are_found_in_the_first_documents(tokenizer, monkeypatch):
     """Bytes one by one spell the text as well, so that only the comparison sees it."""
     text = "the string"
-    table = {piece: number for number, piece in Fast.load(tokenizer)._library.vocab.items()}
+    fast = Fast.load(tokenizer)
+    table = {piece: number for number, piece in fast._library.vocab.items()}
     single = np.array([table[bytes([byte])] for byte in text.encode()], np.uint32)
     assert single.tolist() != tokenizer.encode(text)
     monkeypatch.setattr(Fast, "encode", lambda self, texts: (single, np.array([len(single)])))
     with pytest.raises(DataError, match="gigatoken gives other ids than tokenizers for 'the string'"):
-        Encoder(tokenizer, True, True).encode(Texts.from_strings([text]))
+        Encoder(tokenizer, fast, True).encode(Texts.from_strings([text]))
 
 
 def test_documents_are_gathered_in_any_order():
