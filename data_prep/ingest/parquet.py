@@ -46,7 +46,7 @@ def _batches(file: RawFile, config: SourceConfig) -> "Iterator[tuple[int, pa.Rec
 
     stream, size = file.open_anywhere()
     with stream:
-        # Fetching column chunks ahead would hold them whole: 330 MB more for a row group of 1 GB.
+        # Fetching column chunks ahead would hold them whole: over 300 MB more for a row group of 1 GB.
         table = pq.ParquetFile(stream, buffer_size=size, pre_buffer=False)
         names = wanted_columns(config)
         _check_columns(file, table, names, config)

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 VERSION = 1
 # Rows are handed to parquet in batches of this much text, so that memory does not depend on the size of documents.
 BATCH_BYTES = 2**24
-# What repeats; texts, ids and addresses do not, and looking for repetitions took a quarter of the time for short texts.
+# What repeats. Texts, ids and addresses do not: looking for it took a fifth of the time to write short texts.
 DICTIONARIES = ["source", "language", "steps.key_value.key"]
 
 
