@@ -92,6 +92,7 @@ class Fast:
     def _load(self) -> None:
         import gigatoken
 
+        self._library = None  # the former one goes first: both together would be the most memory of all
         self._library = gigatoken.Tokenizer.from_json(self._definition)
         self._resident = _resident()
 

@@ -30,7 +30,7 @@ VERSION = 2
 SPLITS = ("train", "validation")
 LITTLE = {"uint16": "<u2", "uint32": "<u4"}
 # Documents are put in order in pieces of so many tokens, their columns in pieces of so many documents.
-BATCH_TOKENS, BATCH_DOCUMENTS = 2**22, 2**18
+BATCH_TOKENS, BATCH_DOCUMENTS = 2**22, 2**17
 # A range of keys reads only the row groups that it touches, so they are small.
 ROW_GROUP = 2048
 
