@@ -4,21 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from data_prep.config.languages import CODE
 from maxlm.config import Count, Fraction, Section
-
-# What sources of code declare as their language, in lower case: the usual names of the most frequent ones.
-# fmt: off
-CODE = [
-    "ada", "assembly", "awk", "bash", "batchfile", "c", "c#", "c++", "clojure", "cmake", "cobol", "code", "cpp",
-    "crystal", "csharp", "css", "cuda", "cython", "d", "dart", "dockerfile", "elixir", "elm", "erlang", "f#",
-    "fortran", "fsharp", "glsl", "go", "graphql", "groovy", "haskell", "html", "java", "javascript", "json", "julia",
-    "jupyter", "kotlin", "latex", "lisp", "lua", "makefile", "markdown", "mathematica", "matlab", "nim",
-    "objective-c", "ocaml", "pascal", "perl", "php", "powershell", "prolog", "protobuf", "python", "r", "racket",
-    "restructuredtext", "ruby", "rust", "sas", "scala", "scheme", "shell", "solidity", "sparql", "sql", "stata",
-    "swift", "systemverilog", "tcl", "tex", "toml", "typescript", "verilog", "vhdl", "visual-basic", "vue", "xml",
-    "yaml", "zig",
-]
-# fmt: on
 
 
 class LanguageConfig(Section):

@@ -15,7 +15,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from maxlm.config import Count, Fraction, Integer, Real, Section
 
 PROFILES = Path(__file__).parents[1] / "rules" / "profiles"
-DEFAULT = "default"
+DEFAULT, OF_CODE = "default", "code"
 Characters = Literal["sentence_terminal"] | list[Annotated[str, Field(min_length=1, max_length=1)]]
 Positive = Annotated[Real, Field(ge=0)]
 NotNegative = Annotated[Integer, Field(ge=0)]
@@ -212,7 +212,8 @@ ProfileOf = Annotated[Profile | None, BeforeValidator(resolve, json_schema_input
 class RulesConfig(Section):
     profiles: dict[str, ProfileOf] = Field(
         description="Profile of each language (the column `language`): a name (en, zh, code, default), a YAML file, or "
-        "a mapping, which may extend one of them; null to leave its documents alone. `default` is for all others."
+        "a mapping, which may extend one of them; null to leave its documents alone. `code` is for languages of code that "
+        "have none of their own, `default` for all others."
     )
     expect_matches: bool = Field(False, description="Stop with exit code 3 when no rule concerns any document.")
 

@@ -5,11 +5,13 @@ of a row group (`documents.iterate`) and of a batch of 4 MB several times over, 
 """
 
 import json
+from collections.abc import Container
 from functools import cache
 
 import numpy as np
 
-from data_prep.config.rules import DEFAULT, C4Lines, LinesConfig, Profile
+from data_prep.config.languages import CODE
+from data_prep.config.rules import DEFAULT, OF_CODE, C4Lines, LinesConfig, Profile
 from data_prep.documents import Part, iterate
 from data_prep.engine import advance
 from data_prep.lists import Edits, write_edits
@@ -92,6 +94,13 @@ def _measure(settings: str) -> Measure:
     return Measure(json.loads(settings))
 
 
+def profile_of(language: str | None, profiles: Container[str]) -> str:
+    """The key of the profile that a document has: its language's, that of all code, or the default."""
+    if language in profiles:
+        return language
+    return OF_CODE if OF_CODE in profiles and language is not None and language.lower() in CODE else DEFAULT
+
+
 def annotate(folder: Folder, key: str, part: Part, profiles: dict[str, dict | None]) -> Record:
     """Write the statistics of the documents of a part, and its list of edits.
 
@@ -108,7 +117,7 @@ def annotate(folder: Folder, key: str, part: Part, profiles: dict[str, dict | No
         pq.ParquetWriter(temporary, statistics_schema(), compression="zstd") as writer,
     ):
         for table in iterate(part, ("row", "bytes", "language", "text")):
-            names = [name if name in profiles else DEFAULT for name in table["language"].to_pylist()]
+            names = [profile_of(name, profiles) for name in table["language"].to_pylist()]
             pieces = []
             for name in sorted(set(names)):
                 if profiles[name] is not None:

@@ -18,7 +18,7 @@ from data_prep.config.rules import PROFILES, Profile
 from data_prep.manifest import Folder
 from data_prep.pipeline import FUNNEL, run
 from data_prep.rules import columns, filter
-from data_prep.rules.annotate import Measure, settings_of
+from data_prep.rules.annotate import Measure, profile_of, settings_of
 from data_prep.text.words import VERSIONS
 from maxlm.config import load, validate
 from maxlm.errors import ConfigError, DataError
@@ -306,3 +306,10 @@ def test_a_pipeline_of_a_file_names_profiles(tmp_path: Path) -> None:
     path = tmp_path / "rules.yaml"
     path.write_text("profiles: {en: {extends: en, gopher: {min_words: 30}}, python: code, default: default}\n")
     assert load(path, ["profiles.en.gopher.min_words=20"], RulesConfig).profiles["en"].gopher.min_words == 20
+
+
+def test_languages_of_code_share_a_profile():
+    profiles = {"en": 1, "python": 2, "code": 3, "default": 4}
+    expected = {"en": "en", "python": "python", "c++": "code", "Abap": "code", "fr": "default", None: "default"}
+    assert {name: profile_of(name, profiles) for name in expected} == expected
+    assert profile_of("c++", {"default": 1}) == "default"
