@@ -292,6 +292,15 @@ def test_a_changed_line_redoes_the_tasks_of_its_archive_alone(crawl):
     _, _, before, _ = prepare(crawl, index=crawl.write(crawl.lines))
     _, _, after, _ = prepare(crawl, index=crawl.write(crawl.lines[:-1]))
     assert len(before) > 1 and len(before - after) == 1
+    # Another record of the same length is another line.
+    at = {start: stop - start for start, stop in wanted(crawl.lines[:30])}
+    starts = sorted(at, key=lambda start: (at[start], start))
+    first, second = next((a, b) for a, b in zip(starts, starts[1:], strict=False) if at[a] == at[b])
+    one, other = (
+        prepare(crawl, index=crawl.write([Crawl.line("http://a.org/", crawl.names[0], start, at[start])]))
+        for start in (first, second)
+    )
+    assert one[2] != other[2] and one[0][0]["text"] != other[0][0]["text"]
     # The order of lines and their distribution over index files change nothing.
     crawl.write(crawl.lines[::-1][:40], "cdx-00001.gz")
     crawl.write(crawl.lines[:50], "cdx-00000.gz")

@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import tracemalloc
 
 import pyarrow as pa
 import pytest
@@ -173,8 +174,13 @@ def test_bodies_are_decoded_as_far_as_they_are_encoded(tmp_path, record, expecte
 
 def test_a_small_body_that_becomes_a_giant_page_is_not_unpacked(tmp_path):
     bomb = gzip.compress(gzip.compress(b"<p>" + bytes(2**28)))
-    write(tmp_path / "a.warc", encoded("gzip, gzip", bomb))
-    assert ingest(tmp_path / "work", tmp_path, kind="warc") == ([], {"over max_page_bytes": 1})
+    path = write(tmp_path / "a.warc", encoded("gzip, gzip", bomb))
+    tracemalloc.start()
+    try:
+        assert read(path) == [Rejected("over max_page_bytes")]
+        assert tracemalloc.get_traced_memory()[1] < 2**26
+    finally:
+        tracemalloc.stop()
 
 
 def flipped(data, position):
