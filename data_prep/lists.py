@@ -9,7 +9,7 @@ not overlapping, on the boundaries of characters).
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -179,6 +179,50 @@ def total(records: Iterable[Record], kind: str) -> dict[str, tuple[int, int]]:
 
 
 @dataclass(frozen=True)
+class Spans(Mapping[int, Sequence[Mapping]]):
+    """Edits by the index of the entry, made into objects when they are asked for: a part has a million.
+
+    Of entry i they are numbers places[i]: `starts`, `stops` int64 and `codes` int64 [edits], which number the `texts`.
+    """
+
+    places: Mapping[int, tuple[int, int]]
+    starts: np.ndarray
+    stops: np.ndarray
+    codes: np.ndarray
+    texts: Sequence[str]
+
+    @staticmethod
+    def of(column: "pa.ChunkedArray") -> "Spans":
+        import pyarrow.compute as pc
+
+        counts = pc.fill_null(pc.list_value_length(column), 0).to_numpy()
+        ends = np.cumsum(counts)
+        edited = np.flatnonzero(counts)
+        places = zip((ends - counts)[edited].tolist(), ends[edited].tolist(), strict=True)
+        flat = pc.list_flatten(column)
+        starts, stops = (pc.struct_field(flat, name).to_numpy().astype(np.int64) for name in ("start", "stop"))
+        texts = pc.unique(pc.struct_field(flat, "text"))
+        codes = pc.index_in(pc.struct_field(flat, "text"), texts).to_numpy().astype(np.int64)
+        return Spans(dict(zip(edited.tolist(), places, strict=True)), starts, stops, codes, texts.to_pylist())
+
+    def __getitem__(self, index: int) -> Sequence[Mapping]:
+        inside = slice(*self.places[index])
+        columns = (array[inside].tolist() for array in (self.starts, self.stops, self.codes))
+        return [
+            {"start": start, "stop": stop, "text": self.texts[code]} for start, stop, code in zip(*columns, strict=True)
+        ]
+
+    def __contains__(self, index: object) -> bool:
+        return index in self.places
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.places)
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+
+@dataclass(frozen=True)
 class Changes:
     """A list as it is read: `rows` and `removed` int64 [entries]; `notes` and `edits` by the index of the entry."""
 
@@ -215,12 +259,11 @@ def read_changes(stage: str, path: Path) -> Changes:
     table = pq.read_table(path)
     dropped = pc.is_valid(table["reason"]).to_numpy()
     noted = np.flatnonzero(pc.is_valid(table["note"]).to_numpy())
-    edited = np.flatnonzero(pc.greater(pc.list_value_length(table["edits"]), 0).to_numpy())
     return Changes(
         stage,
         table["row"].to_numpy().astype(np.int64),
         table["removed"].to_numpy(),
         dropped,
         dict(zip(noted.tolist(), table["note"].take(noted).to_pylist(), strict=True)),
-        dict(zip(edited.tolist(), table["edits"].take(edited).to_pylist(), strict=True)),
+        Spans.of(table["edits"]),
     )

@@ -33,6 +33,8 @@ PIECES = [
     "天气。",
     "了",
     "...",
+    "..",
+    ".",
     "…",
     "#",
     "•",
@@ -89,6 +91,11 @@ def test_statistics_by_hand() -> None:
         "left_words": 20,
     }
     assert {name: found[name] for name in expected} == expected
+
+
+def test_points_with_gaps_are_no_ellipsis() -> None:
+    (found,) = measured("en", ["a.. .\na. . .\na...  \n...b\nc ....\n…\n.…."])
+    assert (found["ellipsis_lines"], found["ellipses"]) == (3, 5)
 
 
 def test_repetition_by_hand() -> None:
