@@ -30,7 +30,7 @@ from data_prep.text.characters import ALPHA, DIGIT, SPACE, kinds
 from data_prep.text.texts import Texts, decode
 from data_prep.text.words import Words, mixed
 
-VERSION = 1
+VERSION = 2
 POINT, HASH, HYPHEN, BULLET, ELLIPSIS, RETURN = 0x2E, 0x23, 0x2D, 0x2022, 0x2026, 0x0D
 
 
@@ -120,7 +120,7 @@ def _measure_text(data, start, stop, kinds, traits, row):
     lines = bullets = trailing = line_characters = longest = length = 0
     points = 0  # before this character, one after the other
     tail = 0  # points that end the visible part of the line; 3 for an ellipsis
-    gap = blank = True  # white space came last; the line has no visible character yet
+    gap = blank = True  # white space or … came last; the line has no visible character yet
     position = start
     while position < stop:
         code, position = decode(data, position)
@@ -159,7 +159,7 @@ def _measure_text(data, start, stop, kinds, traits, row):
             if code == ELLIPSIS:
                 ellipses += 1
                 tail = 3
-        gap = False
+        gap = code == ELLIPSIS
     if length:
         lines += 1
         trailing += tail >= 3
