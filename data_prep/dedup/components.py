@@ -13,16 +13,12 @@ Both ways give the same groups. Nodes are places times an odd number, which spre
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from data_prep.dedup.tables import GROUP_ROWS, load, save
 from data_prep.engine import queries
 from data_prep.manifest import Folder, Record, writing
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 VERSION = 1
 PAIRS_HERE = 2**24
@@ -83,8 +79,9 @@ def _stars(directory: Path, files: Sequence[Path], pairs: int) -> Iterator[np.nd
         _save_state(directory, state)
         for path in (*_paths(directory, former, "down"), *_paths(directory, former, "up")):
             path.unlink()
+    tables = [_table(_paths(directory, state, way)) for way in ("down", "up")]
     for low, high in ranges:
-        leaves, roots = (_read(_paths(directory, state, way), low, high) for way in ("down", "up"))
+        leaves, roots = (queries.collect(table.between(low, high)) for table in tables)
         root = np.unique(roots["node"].to_numpy())
         leaf, first = np.unique(leaves["node"].to_numpy(), return_index=True)
         stars = np.stack([leaf, leaves["other"].to_numpy()[first]], axis=1)
@@ -95,10 +92,10 @@ def _step(directory: Path, state: dict, ranges: Sequence[tuple[int, int]]) -> di
     """One operation on all pairs; `quiet` counts the last ones that changed nothing: after both of them all is done."""
     step, changes = state["step"] + 1, 0
     large = step % 2 == 1
-    paths = [path for way in (("down", "up") if large else ("down",)) for path in _paths(directory, state, way)]
+    ways = ("down", "up") if large else ("down",)
+    table = _table([path for way in ways for path in _paths(directory, state, way)])
     for number, (low, high) in enumerate(ranges):
-        table = queries.between(queries.scan(paths, ("node", "other")), "node", low, high)
-        found = queries.collect(queries.with_least(table, "node", "other"))
+        found = queries.collect(queries.with_least(table.between(low, high), "node", "other"))
         columns = (found[name].to_numpy() for name in ("node", "other", "least"))
         pairs, changed = (_large_star if large else _small_star)(*columns)
         _write(directory, step, number, pairs)
@@ -106,8 +103,8 @@ def _step(directory: Path, state: dict, ranges: Sequence[tuple[int, int]]) -> di
     return {"step": step, "files": len(ranges), "quiet": 0 if changes else state["quiet"] + 1}
 
 
-def _read(paths: Sequence[Path], low: int, high: int) -> "pa.Table":
-    return queries.collect(queries.between(queries.scan(paths, ("node", "other")), "node", low, high))
+def _table(paths: Sequence[Path]) -> queries.Sorted:
+    return queries.Sorted(paths, ("node", "other"), "node")
 
 
 def _large_star(node: np.ndarray, other: np.ndarray, least: np.ndarray) -> tuple[np.ndarray, int]:

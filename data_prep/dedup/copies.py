@@ -133,11 +133,11 @@ def find_pairs(folder: Folder, key: str, tables: Sequence[Path], rows: int) -> l
 
     names = pq.read_schema(tables[0]).names
     keys, paths = [name for name in names if name != "place"], []
+    table = queries.Sorted(tables, names, "key")
     for number, (low, high) in enumerate(queries.ranges(rows)):
         paths.append(folder.file(key, f"pairs-{number:05d}.npy"))
         if not paths[-1].is_file():
-            table = queries.between(queries.scan(tables, names), "key", low, high)
-            found = queries.collect(queries.shared(table, keys, "place"))
+            found = queries.collect(queries.shared(table.between(low, high), keys, "place"))
             pairs = np.stack([found[name].to_numpy() for name in ("first", "place")], axis=1)
             save(paths[-1], np.unique(pairs, axis=0))
     return paths
@@ -203,13 +203,12 @@ def read_rows(part: Part, columns: Sequence[str], rows: np.ndarray) -> "pa.Table
 
 def choose(folder: Folder, key: str, members: Sequence[Path], rows: int) -> Record:
     """FOUND of all members, by ranges of their groups; `values["found"]` names its files, sorted by place."""
-    names, columns = [], ("group", "order", "id", "place", "normalised")
+    names, table = [], queries.Sorted(members, ("group", "order", "id", "place", "normalised"), "group")
     # Ids make rows about twice as large as those that ranges are made for.
     for number, (low, high) in enumerate(queries.ranges(2 * rows)):
         names.append(f"found-{number:05d}.npy")
         if not folder.file(key, names[-1]).is_file():
-            table = queries.between(queries.scan(members, columns), "group", low, high)
-            found = queries.collect(table, ("group", "order", "id", "place"))
+            found = queries.collect(table.between(low, high), ("group", "order", "id", "place"))
             group, order, place, normalised = (
                 found[name].to_numpy() for name in ("group", "order", "place", "normalised")
             )

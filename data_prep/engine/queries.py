@@ -1,14 +1,15 @@
 """Relational queries over small columns: ids, hashes and counts, never text. Nothing else knows that Daft runs them.
 
-A query over `between` reads the row groups of its range alone, where files are sorted by that column. Daft 0.7 takes
-130 to 170 bytes of memory a row of 20 for `shared` and `with_least`, so ranges of `RANGE_ROWS` hold a query to 0.7 GB,
-more only where that many rows share one key.
+Daft 0.7 takes 130 to 170 bytes of memory a row of 16 for `shared` and `with_least`, so ranges of `RANGE_ROWS` hold a
+query to 0.7 GB, more only where that many rows share one key.
 """
 
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 if TYPE_CHECKING:
     import daft
@@ -24,19 +25,42 @@ def ranges(rows: int) -> Iterator[tuple[int, int]]:
     yield from ((low, high - 1) for low, high in zip(edges, edges[1:], strict=False))
 
 
-def scan(paths: Sequence[Path], columns: Sequence[str]) -> "daft.DataFrame":
-    """Columns of parquet files as one table."""
-    os.environ |= {"DO_NOT_TRACK": "1", "DAFT_PROGRESS_BAR": "0", "DAFT_SHOW_QUERY_ID": "0"}
-    import daft
+class Sorted:
+    """Columns of parquet files, each sorted by the 64-bit column `by`, of which ranges are read.
 
-    return daft.read_parquet([str(path) for path in paths]).select(*columns)
+    Daft 0.7 leaves out what a condition excludes, but reads the whole of a file all the same (measured: 269 MB of 269
+    for a 64th of the rows), so it is told which row groups hold a range.
+    """
 
+    def __init__(self, paths: Sequence[Path], columns: Sequence[str], by: str):
+        import pyarrow.parquet as pq
 
-def between(table: "daft.DataFrame", column: str, low: int, high: int) -> "daft.DataFrame":
-    """The rows with low <= column <= high."""
-    from daft import col
+        self.columns, self.by = list(columns), by
+        self._groups: list[tuple[str, np.ndarray]] = []  # uint64 [row groups, 2], first and last value
+        for path in paths:
+            with pq.ParquetFile(path) as file:
+                place = file.schema_arrow.names.index(by)
+                groups = [file.metadata.row_group(number) for number in range(file.num_row_groups)]
+                bounds = [group.column(place).statistics for group in groups if group.num_rows]
+                self._schema = file.schema_arrow
+            self._groups.append((str(path), np.array([(one.min, one.max) for one in bounds], np.uint64).reshape(-1, 2)))
 
-    return table.where((col(column) >= low) & (col(column) <= high))
+    def between(self, low: int, high: int) -> "daft.DataFrame":
+        """The rows with low <= by <= high."""
+        os.environ |= {"DO_NOT_TRACK": "1", "DAFT_PROGRESS_BAR": "0", "DAFT_SHOW_QUERY_ID": "0"}
+        import daft
+
+        first, last = np.uint64(low), np.uint64(high)
+        found = {
+            path: np.flatnonzero((bounds[:, 0] <= last) & (bounds[:, 1] >= first)).tolist()
+            for path, bounds in self._groups
+        }
+        found = {path: groups for path, groups in found.items() if groups}
+        if not found:
+            return daft.from_arrow(self._schema.empty_table()).select(*self.columns)
+        table = daft.read_parquet(list(found), row_groups=list(found.values()))
+        inside = (daft.col(self.by) >= low) & (daft.col(self.by) <= high)
+        return table.where(inside).select(*self.columns)
 
 
 def shared(table: "daft.DataFrame", keys: Sequence[str], value: str) -> "daft.DataFrame":

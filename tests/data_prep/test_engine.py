@@ -91,12 +91,11 @@ def test_queries_find_shared_keys_range_by_range(tmp_path, monkeypatch):
     keys = generator.choice(generator.integers(0, 2**64, 500, np.uint64), 900)
     places = generator.permutation(900).astype(np.uint64)
     for number in range(3):
-        table = pa.table({"key": keys[number::3], "place": places[number::3]})
+        table = pa.table({"key": keys[number::3], "place": places[number::3]}).sort_by("key")
         pq.write_table(table, tmp_path / f"{number}.parquet", row_group_size=50)
-    found = []
+    found, table = [], queries.Sorted(sorted(tmp_path.iterdir()), ["key", "place"], "key")
     for low, high in queries.ranges(900):
-        table = queries.between(queries.scan(sorted(tmp_path.iterdir()), ["key", "place"]), "key", low, high)
-        rows = queries.collect(queries.shared(table, ["key"], "place"), ["place"]).to_pylist()
+        rows = queries.collect(queries.shared(table.between(low, high), ["key"], "place"), ["place"]).to_pylist()
         assert rows == sorted(rows, key=lambda row: row["place"])
         found += rows
     assert len(list(queries.ranges(900))) == 9 and list(queries.ranges(900))[-1][1] == 2**64 - 1
