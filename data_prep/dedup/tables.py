@@ -40,10 +40,9 @@ def first_place(number: int) -> int:
 
 
 def write_keys(path: Path, rows: np.ndarray, **columns: np.ndarray) -> None:
-    """Save keys as records of the uint64 `columns` [keys] and `row`, sorted by them."""
+    """Save keys as records of the uint64 `columns` [keys] and `row`, sorted by the first column."""
     keys = np.empty(len(rows), [*((name, "<u8") for name in columns), ("row", "<u4")])
-    # The last one decides first.
-    order = np.lexsort([rows, *reversed(columns.values())])
+    order = np.argsort(next(iter(columns.values())), kind="stable")
     for name, column in (columns | {"row": rows}).items():
         keys[name] = column[order]
     save(path, keys)
@@ -77,7 +76,8 @@ def gather(folder: Folder, key: str, files: Sequence[tuple[int, Path]]) -> Recor
                     for (number, _), array in zip(files, inside, strict=True)
                 ]
             )
-            order = np.lexsort(list(reversed(columns.values())))
+            # Stable: equal keys stay in the order of their places.
+            order = np.argsort(columns["key"], kind="stable")
             table = pa.table({name: column[order] for name, column in columns.items()}, schema)
             writer.write_table(table, row_group_size=GROUP_ROWS)
     return folder.commit(key, [TABLE], {"rows": rows})
