@@ -58,6 +58,7 @@ def test_text_that_is_lost_is_found_wherever_it_is(tokenizer, monkeypatch):
     fast = Fast.load(tokenizer)
     ids, counts = Encoder(tokenizer, fast, True).encode(texts)
     assert fast.spells(ids, counts, texts)
+    assert spell(ids, counts, fast._pieces, fast._edges, texts.data, texts.bounds), "without decoding"
     monkeypatch.setattr(encode, "CHECKED_DOCUMENTS", 0)
     other = ids.copy()
     other[counts[0]] = other[-1]
