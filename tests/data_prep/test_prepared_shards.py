@@ -1,6 +1,7 @@
 """The shards that are written: split, shuffle, format, and what they do not depend on."""
 
 import hashlib
+import re
 from pathlib import Path
 
 import fsspec
@@ -11,6 +12,7 @@ import pytest
 
 from data_prep import pipeline
 from data_prep.documents import SHUFFLE_SALT, held_out, mix, read, write_columns
+from data_prep.lists import Marks, commit
 from data_prep.tokenize.runs import Encoding
 from data_prep.tokenize.tokens import add_boundaries
 from maxlm.config import CacheConfig
@@ -180,6 +182,21 @@ def test_documents_of_one_token_are_kept(tmp_path, tree, prepare):
     (tree / "one.txt").write_text("x")
     rows = {row["id"]: row for row in prepare().documents("web")}
     assert rows["web/one.txt"]["text"] == "x" and rows["web/one.txt"]["bytes"] == 1
+
+
+def test_documents_that_lost_all_their_text_are_not_written(prepare, monkeypatch):
+    def empty(this, parts):
+        (part,) = parts
+        marks = Marks()
+        for row, size in zip((3, 50), read(part, ("bytes",))["bytes"].take([3, 50]).to_pylist(), strict=True):
+            marks.edit(row, [(0, size, "")], "emptied", "emptied")
+        return this.apply("rules", parts, [commit(this.folder("rules"), "key", {part.name: marks})])
+
+    monkeypatch.setattr(pipeline, "SELECTING", pipeline.SELECTING | {"rules": empty})
+    prepared = prepare()
+    assert prepared.manifests["web"].documents == len(prepared.documents("web")) == 118
+    assert all(row["text"] for row in prepared.documents("web"))
+    assert re.search(r"no tokens +│ +-2 ", prepared.printed)
 
 
 def test_an_output_shard_without_documents_is_not_written(tmp_path, prepare):
