@@ -29,7 +29,8 @@ FLOORS = [
 PREPARATION_FLOORS = [
     {"__main__", "__init__"},
     {"cli"},
-    {"pipeline", "status"},
+    {"status"},
+    {"pipeline"},
     {"ingest", "language", "rules", "dedup", "decontaminate", "limit", "tokenize"},
     {"stages"},
     {"engine", "funnel"},

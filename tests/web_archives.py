@@ -51,7 +51,7 @@ def ingest(
     """The rows of all shards by id, and the counts of the tasks: dropped of ingest, and of extract."""
     config = SourceConfig(path=str(path), **source)
     settings = IngestConfig(sources={"web": config}, **(policy or {}))
-    tasks = make_tasks("web", config, settings, ExtractConfig(**(extract or {})))
+    tasks = make_tasks("web", config, settings, extract=ExtractConfig(**(extract or {})))
     rows, dropped = [], {}
     for record in make_here(Folder(folder), tasks, lambda done: None).values():
         for name in record.files:

@@ -153,6 +153,7 @@ def write_warc(path: Path, found: Sequence[Page]) -> dict[str, int]:
     from fastwarc.warc import WarcRecord, WarcRecordType
 
     size = 0
+    path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "wb") as file:
         for page in found:
             body = page.path.read_bytes()

@@ -212,8 +212,8 @@ ProfileOf = Annotated[Profile | None, BeforeValidator(resolve, json_schema_input
 class RulesConfig(Section):
     profiles: dict[str, ProfileOf] = Field(
         description="Profile of each language (the column `language`): a name (en, zh, code, default), a YAML file, or "
-        "a mapping, which may extend one of them; null to leave its documents alone. `code` is for languages of code that "
-        "have none of their own, `default` for all others."
+        "a mapping, which may extend one of them; null to leave its documents alone. `code` is for languages of code "
+        "that have none of their own, `default` for all others."
     )
     expect_matches: bool = Field(False, description="Stop with exit code 3 when no rule concerns any document.")
 

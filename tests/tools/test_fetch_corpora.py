@@ -64,6 +64,7 @@ def test_what_is_had_is_kept_and_what_is_not_costs_a_line(registry, tmp_path, ca
         "en/all.jsonl.zst": 4,
         "zh/modern.jsonl.zst": 1,
         "zh/poetry.jsonl.zst": 1,
+        "questions.jsonl": 3,
         "html.warc.gz": 4,
     }
     first = contents(tmp_path / "one")
@@ -73,6 +74,10 @@ def test_what_is_had_is_kept_and_what_is_not_costs_a_line(registry, tmp_path, ca
     assert [row["text"] for row in records(tmp_path / "one", "zh/poetry.jsonl.zst")] == [
         "静夜思\n李白\n床前明月光\n疑是地上霜"
     ]
+    lines = (tmp_path / "one" / "questions.jsonl").read_text("utf-8").splitlines()
+    absent, *asked = [json.loads(line)["question"] for line in lines]
+    assert len(asked) == 2 and all(any(question in text for text in texts.values()) for question in asked[:1])
+    assert not any(absent in text for text in texts.values())
     # Another folder, packages in another order: the same bytes. The same folder without its registry: nothing is done.
     fetch_corpora.make(tmp_path / "two", names[::-1])
     again = contents(tmp_path / "two")
@@ -128,3 +133,11 @@ def test_every_package_has_a_text_and_a_licence_in_the_table():
     assert all(row[3].strip() for row in table) and set(fetch_corpora.REGISTRIES) == {
         t.package for t in corpora_texts.TEXTS
     }
+
+
+def test_folders_add_their_pages(registry, tmp_path):
+    (tmp_path / "site" / "deep").mkdir(parents=True)
+    (tmp_path / "site" / "deep" / "a.html").write_text("<p>A page of one's own.</p>")
+    (tmp_path / "site" / "empty.html").write_text("")
+    made = fetch_corpora.make(tmp_path / "out", [], [tmp_path / "site"])
+    assert list(made["files"]) == ["html.warc.gz"] and made["files"]["html.warc.gz"]["pages"] == 1
