@@ -162,7 +162,7 @@ def _serve(pages: Connection, texts: Connection, make: Callable[[], Extract], se
     try:
         extract = make()
     except (ImportError, ValueError) as error:
-        texts.send_bytes(ERROR + str(error).encode())
+        texts.send_bytes(ERROR + " ".join(str(error).split()).encode())
         return
     texts.send_bytes(READY)
     while True:

@@ -23,7 +23,8 @@ def settings(config: ExtractConfig) -> list:
     try:
         library = extractors.version(name)
     except PackageNotFoundError:
-        raise ConfigError(f"extract.extractor: {name} is not installed: pip install 'maxlm[{name}]'") from None
+        extra = "prep" if name == "resiliparse" else name
+        raise ConfigError(f"extract.extractor: {name} is not installed: pip install 'maxlm[{extra}]'") from None
     limits = config.model_dump(include={"seconds", "max_page_bytes", "memory"})
     return [VERSION, name, library, getattr(config, name).model_dump(), limits]
 

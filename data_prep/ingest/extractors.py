@@ -58,8 +58,10 @@ def _resiliparse(config: ExtractConfig) -> Callable[[str], str]:
 
 
 def _trafilatura(config: ExtractConfig) -> Callable[[str], str]:
-    from trafilatura import extract
-
+    try:
+        from trafilatura import extract
+    except ImportError as error:
+        raise ImportError(f"trafilatura cannot be loaded ({error}): pip install 'maxlm[trafilatura]'") from None
     options = config.trafilatura
     arguments = {
         "fast": options.fast,

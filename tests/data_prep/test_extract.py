@@ -98,7 +98,7 @@ def test_the_process_that_waited_and_was_killed_is_started_again(child):
 
 def test_an_extractor_that_cannot_work_stops_the_run():
     with pytest.raises(ConfigError, match="extract: no such selector"):
-        Child(partial(make_broken, ValueError("no such selector")), 1.0, MEMORY).send([Page("a", b"x", "x")])
+        Child(partial(make_broken, ValueError("no such\nselector")), 1.0, MEMORY).send([Page("a", b"x", "x")])
     with pytest.raises(MaxlmError, match=r"before it is ready \(exit code 7\)"):
         Child(make_dying, 1.0, MEMORY).send([Page("a", b"x", "x")])
 
