@@ -1,5 +1,6 @@
 """Duplicates and limits: which documents stay, and what is recorded of those that go."""
 
+import hashlib
 import json
 import re
 
@@ -11,8 +12,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from data_prep import limit, lists
-from data_prep.documents import LIMIT_SALT, Part, mix
+from data_prep.documents import LIMIT_SALT, Part, iterate, mix
+from data_prep.engine import queries
+from data_prep.lists import Marks, commit
 from data_prep.manifest import Folder
+from data_prep.pipeline import SELECTING
 from maxlm.data.shards import document_hash
 from maxlm.errors import DataError
 
@@ -55,6 +59,74 @@ def test_a_repeated_id_is_refused_unless_its_copies_are_duplicates(tmp_path, pre
     assert kept(prepare(ingest=ingest, dedup={"exact": True}), "web") == ["web/1", "web/2"]
     with pytest.raises(DataError, match="source 'web'.*id 'web/1'"):
         prepare(ingest=ingest)
+
+
+def test_an_id_of_two_texts_is_refused_where_one_of_them_has_a_copy(tmp_path, prepare):
+    lines = [{"id": 1, "text": "x y"}, {"id": 1, "text": "z"}, {"id": "a", "text": "x y"}, {"id": "d", "text": "only"}]
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    ingest = {"sources": {"web": {"kind": "jsonl", "path": str(path), "id_field": "id"}}}
+    with pytest.raises(DataError, match="source 'web'.*id 'web/1'"):
+        prepare(ingest=ingest)
+    # By its id the copy that bears the repeated id stays, unless another source has that text first.
+    with pytest.raises(DataError, match="source 'web'.*id 'web/1'"):
+        prepare(ingest=ingest, dedup={"exact": True})
+    first = {"one": source(tmp_path / "b.jsonl", {"0": "x y"})}
+    prepared = prepare(ingest={"sources": first | ingest["sources"]}, dedup={"exact": True})
+    assert kept(prepared, "web") == ["web/1", "web/d"]
+
+
+def cut_tags(folder, key, part):
+    """Takes what stands in brackets out of the texts."""
+    marks = Marks()
+    for table in iterate(part, ("row", "text")):
+        for row, text in zip(table["row"].to_pylist(), table["text"].to_pylist(), strict=True):
+            edits = [(*match.span(), "") for match in re.finditer(r"\[\w+\]", text)]
+            if edits:
+                marks.edit(row, edits, "cut", "cut")
+    return commit(folder, key, {part.name: marks})
+
+
+def test_texts_are_compared_as_earlier_stages_left_them(tmp_path, prepare, monkeypatch):
+    """The hash of such a text, which later data sets are compared by, is that of what is left of it."""
+    read, texts = [], {"1": "[a]same text", "2": "same text", "3": "same[b] text", "4": "[a]other"}
+
+    def keep_hashes(this, parts):
+        read.extend(row for part in parts for table in iterate(part, ("id", "hash")) for row in table.to_pylist())
+        return parts
+
+    monkeypatch.setitem(
+        SELECTING,
+        "language",
+        lambda this, parts: this.apply("language", parts, this.map_parts("language", parts, cut_tags, 1)),
+    )
+    monkeypatch.setitem(SELECTING, "rules", keep_hashes)
+    prepared = prepare(ingest={"sources": {"web": source(tmp_path / "a.jsonl", texts)}}, dedup={"exact": True})
+    assert kept(prepared, "web") == ["web/1", "web/4"]
+    expected = {"web/1": "same text", "web/4": "other"}
+    assert {row["id"]: row["hash"] for row in read} == {
+        key: hashlib.sha256(text.encode()).digest()[:16] for key, text in expected.items()
+    }
+
+
+def test_an_interrupted_search_goes_on_with_the_next_range(tmp_path, prepare, monkeypatch):
+    monkeypatch.setattr(queries, "RANGE_ROWS", 20)
+    texts = {f"{i:03d}": f"text {i % 60}" for i in range(100)}
+    sections = {"ingest": {"sources": {"web": source(tmp_path / "a.jsonl", texts)}}, "dedup": {"exact": True}}
+    real, seen = queries.shared, []
+
+    def stop(*arguments):
+        seen.append(1)
+        if len(seen) == 4:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr(queries, "shared", stop)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(**sections)
+    assert kept(prepare(**sections), "web") == [f"web/{i:03d}" for i in range(60)]
+    # Five ranges of texts, of which three were done, and five of ids.
+    assert len(seen) == 4 + 2 + 5
 
 
 def test_a_stage_that_found_nothing_says_so(prepare):
