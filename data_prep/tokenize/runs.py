@@ -3,9 +3,9 @@
 A document's place in the shuffle is a random 64-bit key that depends on (seed, document id) alone. A run is sorted by
 it, so that an output shard, which is a range of keys, is one piece of every run.
 
-Memory of a worker: the tokenizer with what it keeps (up to 0.2 GB), one row group of text (16 MB) with its tokens, 40
-bytes per document of the shard, and the columns of 2**18 documents at a time. The tokens lie in a file from the moment
-they are made: a shard of 256 MB takes 0.4 GB, whatever its documents are.
+Memory of a worker: the tokenizer with the words it remembers (0.2 GB), one row group of text (16 MB) with its tokens,
+40 bytes per document of the shard, and the columns of 2**17 documents at a time. The tokens lie in a file from the
+moment they are made. Measured: a shard of 232 MB in 447,000 documents took 0.4 GB, and the process 0.1 before it.
 """
 
 import os

@@ -6,7 +6,7 @@ all runs whose keys fall into its range, in the order of their keys. So the orde
 workers, and any document may lie anywhere.
 
 Memory of a worker: 64 MB of tokens, and what is known of the documents of one output shard, twice: about 0.5 kB per
-document, so 0.25 GB for a shard of 2**29 tokens in documents of 1,000.
+document (measured: 0.2 GB for 442,000), so 0.3 GB for a shard of 2**29 tokens in documents of 1,000.
 """
 
 from collections.abc import Sequence
