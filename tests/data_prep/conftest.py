@@ -126,10 +126,20 @@ def select(tmp_path: Path) -> Callable[..., Selected]:
 @pytest.fixture
 def every_stage(tree: Path) -> dict[str, object]:
     """Sections in which every stage works, on several shards and splits: what must hold for all stages runs on them."""
+    for copy in range(4):
+        # A near duplicate, a line that many documents have, and an item of the benchmark.
+        text = (tree / "a" / "3.txt").read_text() + f" {copy}\n" + "a line that every one of these documents has\n"
+        (tree / "b" / f"copy{copy}.txt").write_text(text)
+    question = tree.parent / "benchmark.txt"
+    question.write_text(" ".join(make_text(7).split()[:20]))
     source = {"kind": "tree", "path": str(tree), "max_bytes": 60_000}
+    lines = {"min_characters": 10, "max_documents": 2}
     return {
         "ingest": {"sources": {"web": source}, "shard_bytes": 12000},
-        "dedup": {"exact": True},
+        "language": {},
+        "rules": {"profiles": {"default": {"gopher": {"min_words": 3}}}},
+        "dedup": {"exact": True, "normalised": True, "fuzzy": {}, "lines": lines, "substrings": {"min_bytes": 200}},
+        "decontaminate": {"files": [{"name": "questions", "path": str(question)}], "min_tokens": 3, "ngram": 5},
         "validation": {"fraction": 0.2},
         "shards": {"shard_tokens": 4000},
     }

@@ -45,7 +45,7 @@ def made_by_a_run(config):
         console = Console(record=True, width=200, file=sink)
         run(config, console)
     lines = re.findall(
-        r"^(\w+): (?:(\d+) of \d+ \D+ up to date(?:, (\d+) made)?|query (made)?)", console.export_text(), re.M
+        r"^([\w-]+): (?:(\d+) of \d+ \D+ up to date(?:, (\d+) made)?|query (made)?)", console.export_text(), re.M
     )
     return [(stage, int(made or 0) if counted else len(query) // 4) for stage, counted, made, query in lines]
 
