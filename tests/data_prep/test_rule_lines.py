@@ -12,6 +12,7 @@ from data_prep.config import RulesConfig
 from data_prep.config.rules import Profile
 from data_prep.rules import columns, sentences
 from data_prep.rules.annotate import Measure, settings_of
+from data_prep.rules.phrases import compile_phrases, find
 from data_prep.rules.settings import KINDS
 from maxlm.config import validate
 
@@ -149,6 +150,17 @@ def test_lines_are_those_of_the_reference(name: str, texts: list[str]) -> None:
             count[0] += 1
             count[1] += len("".join(lines).encode())
     assert {kind: count for kind, count in counts.items() if kind not in ("c4: citations", "white space")} == removed
+
+
+@pytest.mark.parametrize(
+    "line, groups",
+    [("USHERS", 0b111), ("he", 0b1010), ("his he", 0b10), ("sh公司", 0b10000), ("公司", 0b110000), ("", 0)],
+)
+def test_phrases_inside_others_are_found(line: str, groups: int) -> None:
+    contained = {0: ["she"], 1: ["he"], 2: ["hers"], 4: ["公司"]}
+    phrases = compile_phrases(contained, {3: ["He"], 5: ["公司"]})
+    data = np.frombuffer(line.encode(), np.uint8)
+    assert find(data, 0, len(data), phrases) == (groups, len(line))
 
 
 @pytest.mark.parametrize(
