@@ -12,7 +12,7 @@ from data_prep.console import progress
 from data_prep.documents import Part
 from data_prep.engine import Task, Workers
 from data_prep.funnel import Amount, FunnelRow
-from data_prep.manifest import Folder, Record, make_key
+from data_prep.manifest import Folder, Record, make_key, writing
 from maxlm.data.shards import Manifest
 
 
@@ -91,6 +91,13 @@ class Run:
     def found_outputs(self, found: Mapping[Path, Manifest | None]) -> None:
         """Told which output directories are up to date, before the others are made."""
         self.say("output", f"{sum(map(bool, found.values()))} of {len(found)} directories up to date")
+
+    def publish(self, source: Path, path: Path) -> None:
+        """Copy a file of a result to where its reader finds it, unless it is there already."""
+        data = source.read_bytes()
+        if not path.is_file() or path.read_bytes() != data:
+            with writing(path) as temporary:
+                temporary.write_bytes(data)
 
     def prune(self) -> None:
         """Delete intermediate results of former configurations, those of stages that it no longer has among them."""

@@ -99,6 +99,9 @@ class Look(Run):
     def found_outputs(self, found: Mapping[Path, Manifest | None]) -> None:
         self.outputs = {str(directory): manifest is not None for directory, manifest in found.items()}
 
+    def publish(self, source: Path, path: Path) -> None:
+        pass
+
 
 def look(config: Pipeline) -> Status:
     """The state of a pipeline on disk; reads it beside a run, and writes nothing."""

@@ -93,14 +93,6 @@ def _lines(heading: Mapping, entries: Sequence[Mapping]) -> Iterator[str]:
     yield "]\n}\n"
 
 
-def publish(source: Path, path: Path) -> None:
-    """Copy the report to where its reader finds it, unless it is there already."""
-    data = source.read_bytes()
-    if not path.is_file() or path.read_bytes() != data:
-        with writing(path) as temporary:
-            temporary.write_bytes(data)
-
-
 def print_table(console: Console, benchmarks: Mapping[str, Mapping], dropped: Mapping, changed: Mapping) -> None:
     """Per benchmark its items and what was done for it; a document counts for the first benchmark that it has."""
     names = ("items", "too short", "found", "documents cut", "documents dropped", "text removed")

@@ -88,6 +88,6 @@ def _report(this: Run, config: DecontaminateConfig, known: Index, counts: Record
     sums = (files.file(counts.key, report.COUNTS), files.file(counts.key, report.COMMON))
     record = this.query(REPORT, Task(key, report.merge, (found, *sums, known, heading), 0))
     path = Path(this.config.output) / f"contamination-{this.config.name}.json"
-    report.publish(files.file(record.key, report.REPORT), path)
+    this.publish(files.file(record.key, report.REPORT), path)
     report.print_table(this.console, record.values["benchmarks"], dropped, changed)
     this.say(STAGE, f"items and documents in {path}")

@@ -236,7 +236,7 @@ def _plain(error: BaseException, stage: str) -> BaseException:
     from ray import exceptions
 
     if isinstance(error, exceptions.RayTaskError):
-        return error.cause if isinstance(error.cause, MaxlmError) else error
+        return error.cause if isinstance(error.cause, MaxlmError | MemoryError) else error
     if isinstance(error, exceptions.OutOfMemoryError | exceptions.WorkerCrashedError | exceptions.NodeDiedError):
         return killed(stage)
     if isinstance(error, exceptions.RayError):

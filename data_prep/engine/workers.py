@@ -1,11 +1,16 @@
 """What runs tasks: processes of this machine (local.py) or a Ray cluster (ray.py), with the same results."""
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from data_prep.engine.tasks import Task, report_to
 from data_prep.manifest import Folder, Record
 from maxlm.errors import MaxlmError
+
+WHAT_TO_LOWER = (
+    "use fewer workers or a smaller ingest.shard_bytes. What is done is kept, the same command goes on from there"
+)
 
 
 class Workers:
@@ -26,14 +31,16 @@ class Workers:
         missing = list({task.key: task for task in tasks if task.key not in records}.values())
         if missing:
             # Large ones first: the last to finish should be small.
-            records |= self.make(folder, sorted(missing, key=lambda task: -task.size), progress)
+            with _memory_errors(folder.path.name):
+                records |= self.make(folder, sorted(missing, key=lambda task: -task.size), progress)
         return [records[task.key] for task in tasks], len(missing)
 
     def run_here(self, folder: Folder, task: Task, progress: Callable[[int], None]) -> tuple[Record, bool]:
         """The record of one task, and whether it had to be made: in this process, which the queries are sent from."""
         if (record := folder.find(task.key)) is not None:
             return record, False
-        return make_here(folder, [task], progress)[task.key], True
+        with _memory_errors(folder.path.name):
+            return make_here(folder, [task], progress)[task.key], True
 
     def make(self, folder: Folder, tasks: Sequence[Task], progress: Callable[[int], None]) -> dict[str, Record]:
         """Run every task; the records by key."""
@@ -58,7 +65,12 @@ def make_here(folder: Folder, tasks: Sequence[Task], progress: Callable[[int], N
 
 def killed(stage: str) -> MaxlmError:
     """The process of a task is gone; the system says no more than that."""
-    return MaxlmError(
-        f"{stage}: a worker process was killed, most often for want of memory; use fewer workers or a smaller "
-        "ingest.shard_bytes. What is done is kept, the same command goes on"
-    )
+    return MaxlmError(f"{stage}: a worker process was killed, most often for want of memory; {WHAT_TO_LOWER}")
+
+
+@contextlib.contextmanager
+def _memory_errors(stage: str) -> Iterator[None]:
+    try:
+        yield
+    except MemoryError:
+        raise MaxlmError(f"{stage}: there is not enough memory; {WHAT_TO_LOWER}") from None

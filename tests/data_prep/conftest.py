@@ -124,22 +124,38 @@ def select(tmp_path: Path) -> Callable[..., Selected]:
 
 
 @pytest.fixture
-def every_stage(tree: Path) -> dict[str, object]:
-    """Sections in which every stage works, on several shards and splits: what must hold for all stages runs on them."""
-    for copy in range(4):
-        # A near duplicate, a line that many documents have, and an item of the benchmark.
-        text = (tree / "a" / "3.txt").read_text() + f" {copy}\n" + "a line that every one of these documents has\n"
-        (tree / "b" / f"copy{copy}.txt").write_text(text)
-    question = tree.parent / "benchmark.txt"
-    question.write_text(" ".join(make_text(7).split()[:20]))
-    source = {"kind": "tree", "path": str(tree), "max_bytes": 60_000}
-    lines = {"min_characters": 10, "max_documents": 2}
+def every_stage(tmp_path: Path, tree: Path, texts: list[str]) -> dict[str, object]:
+    """Sections in which every stage finds something, on several shards and splits.
+
+    What must hold for all stages, such as an end with the same bytes after any interruption, is tested on them.
+    """
+    longest, second, third = sorted(texts, key=len)[-3:]
+    line = "a line that stands at the end of very many pages of this site"
+    extra = [
+        texts[3],
+        longest + " sha",
+        *(f"{make_text(1000 + i)}\n{line}" for i in range(9)),
+        *(f"{make_text(2000 + i)} {second} {make_text(3000 + i)}" for i in range(2)),
+        "臺灣與香港的學校教漢語的歷史,這裡是關於語言學習的書籍。" * 4,
+        "too few words",
+    ]
+    for number, text in enumerate(extra):
+        (tree / f"extra{number}.txt").write_bytes(text.encode())
+    (tmp_path / "benchmark.txt").write_text(" ".join(third.split()[20:60]))
+    matches = {"expect_matches": True}
     return {
-        "ingest": {"sources": {"web": source}, "shard_bytes": 12000},
-        "language": {},
-        "rules": {"profiles": {"default": {"gopher": {"min_words": 3}}}},
-        "dedup": {"exact": True, "normalised": True, "fuzzy": {}, "lines": lines, "substrings": {"min_bytes": 200}},
-        "decontaminate": {"files": [{"name": "questions", "path": str(question)}], "min_tokens": 3, "ngram": 5},
+        "ingest": {"sources": {"web": {"kind": "tree", "path": str(tree), "max_bytes": 50_000}}, "shard_bytes": 12000},
+        "language": {"fold_han": "simplified"} | matches,
+        "rules": {"profiles": {"default": {"gopher": {"min_words": 5}}}} | matches,
+        "dedup": {
+            "exact": True,
+            "fuzzy": {"ngram": 2} | matches,
+            "lines": {"min_characters": 20} | matches,
+            "substrings": {"min_bytes": 100} | matches,
+        }
+        | matches,
+        "decontaminate": {"files": [{"name": "questions", "path": str(tmp_path / "benchmark.txt")}], "margin": 0}
+        | matches,
         "validation": {"fraction": 0.2},
         "shards": {"shard_tokens": 4000},
     }

@@ -22,6 +22,10 @@ def refuse(folder, key, value):
     raise DataError(f"no {value}")
 
 
+def exhaust(folder, key, value):
+    np.zeros(2**62, np.uint8)
+
+
 def die(folder, key, value):
     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -78,6 +82,15 @@ def test_an_error_of_a_task_is_raised_and_finished_tasks_stay(tmp_path):
             folder, [*tasks_of(double, 3), Task("a", refuse, (7,), 1), Task("b", refuse, (7,), 1)], lambda done: None
         )
     assert all(folder.find(f"key{i}") for i in range(3))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_want_of_memory_names_the_stage_and_what_to_lower(tmp_path, workers):
+    message = "stage: there is not enough memory; use fewer workers or a smaller ingest.shard_bytes"
+    with pytest.raises(MaxlmError, match=message), Processes(workers) as pool:
+        pool.run(Folder(tmp_path / "stage"), tasks_of(exhaust, 2), lambda done: None)
+    with pytest.raises(MaxlmError, match=message), Processes(workers) as pool:
+        pool.run_here(Folder(tmp_path / "stage"), tasks_of(exhaust, 1)[0], lambda done: None)
 
 
 def test_a_killed_worker_is_an_error_and_not_a_hang(tmp_path):
