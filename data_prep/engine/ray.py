@@ -86,8 +86,8 @@ class Cluster(Workers):
                     with contextlib.suppress(exceptions.RayActorError, exceptions.GetTimeoutError):
                         progress(ray.get(self._board.total.remote(), timeout=ANSWER_SECONDS))
         except BaseException as error:
-            for reference in waiting:
-                ray.cancel(reference, force=True)
+            # Tasks end with the connection, which `__exit__` closes. Cancelled one by one they would end this process:
+            # Ray aborts, with a trace of its own, where a task finishes while it is cancelled.
             raise _plain(error, folder.path.name) from None
         return records
 

@@ -134,6 +134,31 @@ def test_an_error_of_a_task_is_raised_as_it_is_and_finished_tasks_stay(tmp_path,
     assert all(folder.find(f"key{i}") for i in range(3))
 
 
+def test_tasks_end_with_the_run_that_started_them(tmp_path, address, monkeypatch):
+    monkeypatch.setenv("DAFT_RUNNER", "native")
+    beats = tmp_path / "beats"
+    with pytest.raises(DataError, match="no 7"), Cluster(address, None) as workers:
+        tasks = [Task("long", beat, (beats,), 2), Task("bad", refuse_later, (7, beats), 1)]
+        workers.run(Folder(tmp_path / "stage"), tasks, lambda done: None)
+    deadline, last = time.monotonic() + 20, -1
+    while last != (last := beats.stat().st_size) and time.monotonic() < deadline:
+        time.sleep(1)
+    assert last > 0 and beats.stat().st_size == last
+
+
+def beat(folder, key, path):
+    while True:
+        with open(path, "a") as file:
+            file.write(".")
+        time.sleep(0.05)
+
+
+def refuse_later(folder, key, value, path):
+    while not path.exists():
+        time.sleep(0.05)
+    refuse(folder, key, value)
+
+
 def test_a_work_directory_that_a_node_does_not_see_is_named(tmp_path, cluster, monkeypatch):
     monkeypatch.setattr(engine, "see", blind)
     with pytest.raises(StartError, match=f"node .* does not see {tmp_path}.*work_dir"):
