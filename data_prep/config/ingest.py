@@ -140,5 +140,7 @@ class IngestConfig(Section):
         "with exit code 3.",
     )
     shard_bytes: Count = Field(
-        2**28, description="Text per intermediate shard, in bytes; about a quarter of a worker's memory."
+        2**28,
+        description="Text per intermediate shard, in bytes. A worker needs about 0.4 GB and one to three times this, "
+        "the more the shorter the documents are; with less memory, use fewer workers or smaller shards.",
     )

@@ -33,7 +33,11 @@ class Pipeline(Section):
     seed: Annotated[int, Field(ge=0, lt=2**32, strict=True)] = Field(
         0, description="Seed of the order of the documents."
     )
-    workers: Count | None = Field(None, description="Worker processes; null for one per processor.")
+    workers: Count | None = Field(
+        None,
+        description="Worker processes, on a cluster tasks at a time; null for one per processor. Each needs the memory "
+        "that ingest.shard_bytes says, up to 1.2 GB with its default.",
+    )
     order: list[SelectingStage] = Field(
         list(get_args(SelectingStage)),
         description="Order of the stages between ingest and tokenizer, every one of them named; a stage without its "
