@@ -25,8 +25,13 @@ app = typer.Typer(
 PIPELINE = typer.Argument(help="YAML file of the pipeline, for example configs/prep/quickstart.yaml.")
 OVERRIDES = typer.Argument(metavar="[KEY=VALUE]...", help="Values that replace those of the file.")
 RUNNER = typer.Option(help="native: processes of this machine; ray: a Ray cluster.")
-ADDRESS = typer.Option(metavar="HOST:PORT", help="With ray: the cluster; without it one is started on this machine.")
-# Every stage is a command, which runs the pipeline up to it.
+ADDRESS = typer.Option(
+    metavar="HOST:PORT",
+    help="With ray: the cluster, whose nodes have this program and share the storage of work_dir and of the sources; "
+    "without it one is started on this machine.",
+)
+STAGES_PANEL = "Stages: each runs the pipeline up to it"
+# Every stage is a command.
 STAGES = {
     "ingest": "Read raw files into shards of text.",
     "extract": "Turn HTML into text; it happens while files are read, so this is the same as ingest.",
@@ -55,7 +60,9 @@ def run_command(
 
 
 def _add_stage(stage: str, text: str) -> None:
-    @app.command(stage, help=f"{text} Runs the pipeline up to this stage.", rich_help_panel="Stages")
+    help_text = f"{text} Runs the pipeline up to this stage, and says what each stage kept."
+
+    @app.command(stage, help=help_text, short_help=text, rich_help_panel=STAGES_PANEL)
     def stage_command(
         pipeline: Annotated[Path, PIPELINE],
         overrides: Annotated[list[str] | None, OVERRIDES] = None,

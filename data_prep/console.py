@@ -63,7 +63,7 @@ def print_outputs(console: Console, outputs: Mapping[str, Manifest]) -> None:
     """A table of the directories that training reads; what their paths share is said once."""
     parents = {str(Path(directory).parent) for directory in outputs}
     parent = parents.pop() if len(parents) == 1 else None
-    names = ("documents", "text", "tokens", "bytes\nper token", "shards")
+    names = ("documents", "text", "tokens", "bytes/token", "shards")
     first = Column(f"output in {parent}" if parent else "output", overflow="fold", ratio=1)
     table = Table(first, *map(right, names), box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for directory, manifest in outputs.items():

@@ -1,8 +1,12 @@
 """The command line: exit codes, one-line errors, and the pipelines that come with the project."""
 
+import fcntl
 import json
 import os
+import re
 import resource
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -37,6 +41,7 @@ def file(tmp_path, pipeline):
         ("ingest.sources.web.path=nowhere", 3, "nowhere: no such file or directory"),
         ("ingest.sources.web.include=['*.none']", 3, "empty corpus"),
         ("output=/dev/null/x", 1, "cannot be written"),
+        ("work_dir=/proc/nothing", 1, "/proc/nothing/lock: cannot be written"),
     ],
 )
 def test_bad_input_is_one_line_and_an_exit_code(command, file, override, code, message):
@@ -57,6 +62,42 @@ def test_a_full_disk_is_named_and_earlier_results_stay(tmp_path, command, file, 
     assert done.returncode == 1 and "cannot be written" in done.stderr and str(tmp_path) in done.stderr
     assert contents(tmp_path / "out") == before
     assert command("run", file, "seed=1").returncode == 0
+
+
+def test_a_second_run_at_once_is_refused_and_says_who_is_at_work(tmp_path, command, file):
+    assert command("run", file).returncode == 0
+    with open(tmp_path / "out" / ".work" / "test" / "lock") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = command("run", file)
+    assert done.returncode == 1 and re.search(r"another run .* is at work \(process \d+ on \S+\); wait", done.stderr)
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_stage_of_its_own_prints_what_it_kept_and_what_comes_next(tmp_path, command, file):
+    done = command("exact", file, "dedup={exact: true}")
+    lines = done.stdout.splitlines()
+    assert done.returncode == 0 and not (tmp_path / "out" / "web").exists()
+    assert any(line.startswith(" kept of all") for line in lines) and not any("tokenizer:" in line for line in lines)
+    assert lines[-1] == "next: tokenizer, shards; `maxlm-prep tokenizer` runs one more, `maxlm-prep run` all of them"
+    idle = command("rules", file).stdout
+    assert "warning: the pipeline has no section for rules, which did nothing" in idle
+
+
+def test_help_is_there_for_every_command_without_loading_what_they_use(command):
+    code = "import sys; from data_prep.cli import app; app(sys.argv[1:], standalone_mode=False); print(*sys.modules)"
+    shown = command("--help").stdout
+    names = re.findall(r"^│ (\w+) {2,}", shown, re.M)
+    assert {"run", "status", "verify", "schema", "ingest", "shards"} <= set(names)
+    for name in names:
+        done = subprocess.run(
+            [sys.executable, "-c", code, name, "--help"],
+            env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0 and "Usage" in done.stdout, done.stderr
+        heavy = {"numpy", "pyarrow", "daft", "ray", "numba", "yaml"} & set(done.stdout.split())
+        assert not heavy, f"{name} --help loads {heavy}"
 
 
 def test_verify_names_an_altered_file(tmp_path, command, file):
@@ -114,9 +155,6 @@ def test_the_quickstart_prepares_the_standard_library(tmp_path, command):
 
 def test_the_package_needs_no_accelerator_library(command, file):
     """Preparation runs on machines without jax."""
-    import subprocess
-    import sys
-
     code = "import sys; sys.modules['jax'] = None; from data_prep.cli import main; main()"
     root = Path(__file__).parents[2]
     done = subprocess.run(
