@@ -175,6 +175,11 @@ def _try(address: str) -> None:
     except subprocess.TimeoutExpired:
         raise _no_cluster(address, f"no answer in {CONNECT_SECONDS} s") from None
     except subprocess.CalledProcessError as error:
+        if "InvalidAuthToken" in error.stderr:
+            raise StartError(
+                f"--address {address}: the cluster asks for a token, and Ray has none here; set RAY_AUTH_MODE=token, and "
+                "RAY_AUTH_TOKEN_PATH to the file with the cluster's token where that is not ~/.ray/auth_token"
+            ) from None
         raise _no_cluster(address, error.stderr.strip().rpartition("\n")[2]) from None
 
 
@@ -200,9 +205,9 @@ def _check_nodes(work: Path) -> None:
             try:
                 found = ray.get(seen, timeout=NODE_SECONDS)
             except ray.exceptions.RayError as error:
-                raise StartError(
-                    f"{where}: cannot run maxlm ({_first_line(error)}); install the same version on every node"
-                ) from None
+                # What a task raises here is that this package is not there, or is another one.
+                remedy = "; install the same version on every node" * isinstance(error, ray.exceptions.RayTaskError)
+                raise StartError(f"{where}: cannot run maxlm ({_first_line(error)}){remedy}") from None
             if not found:
                 raise StartError(
                     f"{where}: does not see {work}, or cannot write there; set work_dir to a directory on storage that "

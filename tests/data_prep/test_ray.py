@@ -118,6 +118,11 @@ def test_a_task_whose_process_dies_every_time_names_the_stage(tmp_path, cluster,
         cluster.run(Folder(tmp_path / "stage"), tasks_of(die, 1), lambda done: None)
 
 
+def test_a_task_that_ray_ends_for_its_memory_names_the_stage():
+    with pytest.raises(MaxlmError, match="stage: a worker process was killed.*fewer workers"):
+        raise engine._plain(ray.exceptions.OutOfMemoryError("2 workers were killed"), "stage")
+
+
 def test_results_are_in_order_from_both_nodes_and_progress_is_told(tmp_path, cluster):
     seen = []
     records, made = cluster.run(Folder(tmp_path / "stage"), tasks_of(sleep, 12), seen.append)
