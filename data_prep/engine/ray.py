@@ -177,8 +177,8 @@ def _try(address: str) -> None:
     except subprocess.CalledProcessError as error:
         if "InvalidAuthToken" in error.stderr:
             raise StartError(
-                f"--address {address}: the cluster asks for a token, and Ray has none here; set RAY_AUTH_MODE=token, and "
-                "RAY_AUTH_TOKEN_PATH to the file with the cluster's token where that is not ~/.ray/auth_token"
+                f"--address {address}: the cluster asks for a token, and Ray has none here; set RAY_AUTH_MODE=token, "
+                "and RAY_AUTH_TOKEN_PATH to the file with the cluster's token where that is not ~/.ray/auth_token"
             ) from None
         raise _no_cluster(address, error.stderr.strip().rpartition("\n")[2]) from None
 
