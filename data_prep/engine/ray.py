@@ -206,7 +206,8 @@ def _check_nodes(work: Path) -> None:
                 found = ray.get(seen, timeout=NODE_SECONDS)
             except ray.exceptions.RayError as error:
                 # What a task raises here is that this package is not there, or is another one.
-                remedy = "; install the same version on every node" * isinstance(error, ray.exceptions.RayTaskError)
+                ours = isinstance(error, ray.exceptions.RayTaskError)
+                remedy = "; install the same version on every node" if ours else ""
                 raise StartError(f"{where}: cannot run maxlm ({_first_line(error)}){remedy}") from None
             if not found:
                 raise StartError(

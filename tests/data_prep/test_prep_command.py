@@ -150,7 +150,7 @@ def test_the_quickstart_prepares_the_standard_library(tmp_path, command):
     )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "prepared" / "stdlib" / "manifest.json").is_file()
-    assert "per token" in done.stdout
+    assert "bytes/token" in done.stdout
 
 
 def test_the_package_needs_no_accelerator_library(command, file):
