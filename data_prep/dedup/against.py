@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from data_prep.config import VALIDATION_SUFFIX, DedupConfig, Pipeline
 from data_prep.manifest import make_key
-from maxlm.data.shards import MANIFEST, Manifest, file_entry, read_manifest
+from maxlm.data.shards import MANIFEST, Manifest, file_entry, fingerprints_name, read_manifest
 from maxlm.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -43,10 +43,6 @@ class Shard:
                 rows = pa.array(range(start, start + len(batch)), pa.uint32())
                 yield pa.table(batch.columns, list(columns)).append_column("row", rows)
                 start += len(batch)
-
-
-def fingerprints_name(shard: int) -> str:
-    return f"fingerprints-{shard:05d}.parquet"
 
 
 def find_shards(pipeline: Pipeline) -> list[Shard]:

@@ -4,13 +4,10 @@ import json
 import random
 import shutil
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data_prep.dedup.against import fingerprints_name
-from data_prep.documents import FINGERPRINTS
-from maxlm.data.shards import MANIFEST, documents_name, file_entry
+from maxlm.data.shards import MANIFEST, file_entry, fingerprints_name
 from maxlm.errors import ConfigError, DataError
 
 SIGNED = {"normalised": True, "fuzzy": {}}
@@ -34,27 +31,9 @@ def earlier(tmp_path, prepare):
         prepared = prepare(**sections, shards={"shard_tokens": 3000})
         directory = tmp_path / name
         shutil.move(prepared.directories["web"], directory)
-        add_fingerprints(directory, prepared.manifests["web"], tmp_path / "made" / name / ".work" / "test")
         return directory
 
     return make
-
-
-def add_fingerprints(directory, manifest, work):
-    """Write what the pipeline knows of the documents into files of their own, and list those in the manifest."""
-    if fingerprints_name(0) in manifest.shards[0].files:
-        return
-    known = pa.concat_tables(pq.read_table(path, columns=["id", "hash"]) for path in work.glob("ingest/*/*.parquet"))
-    hashes = dict(zip(known["id"].to_pylist(), known["hash"].to_pylist(), strict=True))
-    content = json.loads((directory / MANIFEST).read_text())
-    for number, entry in enumerate(content["shards"]):
-        table = pq.read_table(directory / documents_name(number))
-        names = [name for name in FINGERPRINTS if name in table.schema.names]
-        hash_column = pa.array([hashes[key] for key in table["id"].to_pylist()], pa.binary(16))
-        path = directory / fingerprints_name(number)
-        pq.write_table(table.select(names).append_column("hash", hash_column), path)
-        entry["files"][path.name] = file_entry(path).model_dump()
-    (directory / MANIFEST).write_text(json.dumps(content))
 
 
 def edit_manifest(directory, change):

@@ -19,7 +19,6 @@ WORDS = (
     "question answer silver table window village country summer teacher student doctor writer reader painter builder"
 )
 CHARACTERS = "这是一本书的人在中国有很多学生和老师他们都喜欢读书写字不过"
-ROWS = ["tokens"]
 
 
 def sentences(generator: random.Random, alphabet: list[str] | str, joint: str, stop: str) -> str:
@@ -49,7 +48,8 @@ def corpora(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-@pytest.mark.parametrize("row", ROWS)
+@pytest.mark.slow
+@pytest.mark.parametrize("row", bench_prep.ROWS)
 def test_a_row_says_what_was_done(corpora, tmp_path, capsys, row):
     words = [str(corpora), "--rows", row, "--runs=1", "--datatrove-mb", "0.02", "0.02", "--vocab-size=300"]
     kept = tmp_path / "bench.json"
