@@ -54,7 +54,7 @@ def run(
 
     `until` names the last stage that runs; the results of later ones stay as they are.
     """
-    tokenize.check_outputs(config)
+    check(config)
     workers = workers or open_workers("native", config.workers)
     with _lock(config.work), workers:
         this = Run(config, console, workers)
@@ -68,6 +68,12 @@ def run(
     else:
         _say_what_follows(this, until)
     return outputs
+
+
+def check(config: Pipeline) -> None:
+    """Raise what would stop a late stage, such as an input that is missing: hours of work should not come before it."""
+    for room in (tokenize, dedup, decontaminate):
+        room.check(config)
 
 
 def walk(this: Run, until: str) -> dict[str, Manifest]:

@@ -18,9 +18,8 @@ from data_prep.config import Pipeline
 from data_prep.console import right, size
 from data_prep.engine import Task, Workers
 from data_prep.manifest import TEMPORARY, Record, is_key
-from data_prep.pipeline import LOCK, planned, walk
+from data_prep.pipeline import LOCK, check, planned, walk
 from data_prep.stages import Run
-from data_prep.tokenize.stage import check_outputs
 from maxlm.data.shards import Manifest
 from maxlm.errors import MaxlmError
 
@@ -106,13 +105,14 @@ class Look(Run):
 def look(config: Pipeline) -> Status:
     """The state of a pipeline on disk; reads it beside a run, and writes nothing."""
     status, this = Status(running=_who_runs(config.work)), Look(config)
-    try:
-        check_outputs(config)
-        walk(this, "shards")
-    except Unfinished as error:
-        status.waits_for = str(error)
-    except MaxlmError as error:
-        status.problem = str(error)
+    for step in (lambda: walk(this, "shards"), lambda: check(config)):
+        try:
+            step()
+        except Unfinished as error:
+            status.waits_for = str(error)
+        except MaxlmError as error:
+            # What a run says first, whatever else is wrong.
+            status.problem = str(error)
     status.outputs = this.outputs
     expected = [name for stage in planned(config) for name in TASKS.get(stage, (stage,))]
     for stage in dict.fromkeys([*this.found, *expected, *sorted(path.name for path in _directories(config.work))]):

@@ -14,7 +14,7 @@ from data_prep.manifest import Record, make_key
 from data_prep.stages import Run
 from data_prep.tokenize import output, runs, shards
 from data_prep.tokenize.encode import lossy
-from data_prep.tokenize.tokenizer import fingerprint, make_tokenizer
+from data_prep.tokenize.tokenizer import find_existing, fingerprint, make_tokenizer
 from maxlm.data.shards import Manifest, TokenizerEntry, read_manifest
 from maxlm.data.tokenizer import FILE_NAMES
 from maxlm.errors import DataError, SaveError
@@ -107,8 +107,10 @@ def _report_empty(this: Run, source: str, split: str) -> None:
     )
 
 
-def check_outputs(config: Pipeline) -> None:
-    """An output replaces a directory of shards, and nothing else."""
+def check(config: Pipeline) -> None:
+    """A tokenizer that is taken is there, and an output replaces a directory of shards, and nothing else."""
+    if config.tokenizer.path is not None:
+        find_existing(config.tokenizer)
     for source in config.ingest.sources:
         for split in runs.SPLITS[: 2 if config.validation else 1]:
             directory = output_directory(config, source, split)

@@ -15,7 +15,7 @@ import yaml
 from data_prep.config import Pipeline
 from maxlm.config import load
 from maxlm.data.shards import Shards
-from maxlm.errors import DataError
+from maxlm.errors import DataError, MaxlmError
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "prep"
 
@@ -164,3 +164,18 @@ def test_the_package_needs_no_accelerator_library(command, file):
         text=True,
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ({"dedup": {"against": ["nothing"]}}, "nothing: no such directory"),
+        ({"decontaminate": {"files": [{"name": "q", "path": "nothing.jsonl"}]}}, "nothing.jsonl: no such file"),
+        ({"decontaminate": {"packages": ["no_such_package"]}}, "'no_such_package' is not installed"),
+        ({"tokenizer": {"path": "nothing.json"}}, "nothing.json: no tokenizer"),
+    ],
+)
+def test_what_a_late_stage_needs_is_missed_before_the_first_one_works(tmp_path, prepare, section, message):
+    with pytest.raises(MaxlmError, match=message):
+        prepare(**section)
+    assert not (tmp_path / "out").exists()

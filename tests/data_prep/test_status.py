@@ -158,3 +158,12 @@ def test_the_command_prints_tables_lines_and_json(tmp_path, pipeline, every_stag
     found = json.loads(command("status", file, "--json").stdout)
     assert found["waits_for"] == "ingest" and found["stages"][0]["stage"] == "ingest" and not found["done"]
     assert not (tmp_path / "out").exists()
+
+
+def test_what_a_late_stage_lacks_is_told_beside_the_work_that_is_done(tmp_path, pipeline, every_stage):
+    with open(os.devnull, "w") as sink, pytest.raises(KeyboardInterrupt):
+        run(pipeline(**every_stage), Console(file=sink), Stopping(12))
+    (tmp_path / "benchmark.txt").unlink()
+    status = look(pipeline(**every_stage))
+    ingest = by_stage(status)["ingest"]
+    assert "benchmark.txt: no such file" in status.problem and ingest.done == ingest.total > 3
