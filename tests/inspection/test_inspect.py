@@ -143,7 +143,7 @@ def test_tables_show_documents_and_how_they_were_prepared(standing, inspect, ans
     for one in answer(standing.dir, "--step", 9)["documents"]:
         assert one["document"]["id"] in out
     assert "tokenizer: algorithm byte_bpe" in out and "preparation of model, prep" in out
-    out = inspect(standing.dir, "--document", "prep/engine.py")[1]
+    out = inspect(standing.dir, "--document", "prep/engine/tasks.py")[1]
     assert "times until step 12" in out and "to come" in out
     long = inspect(standing.dir, "--step", 9, "--full")[1]
     assert len(long) > len(inspect(standing.dir, "--step", 9)[1])
@@ -193,13 +193,13 @@ def test_a_checkpoint_can_be_named_instead_of_its_run(standing, answer):
         (("--tokens", "5:nan"), 2, "expected A:B"),
         (("--tokens", "5:5"), 2, "the run has 22,368 slots; expected A:B with 0 <= A < B <= 22368"),
         (("--tokens", "0:22369"), 2, "the run has 22,368 slots"),
-        (("--document", "prep/engin.py"), 3, "the nearest is prep/engine.py"),
+        (("--document", "prep/engine/task.py"), 3, "the nearest is prep/engine/tasks.py"),
         (
             ("--document", "https://example.org"),
             3,
             "not in model, prep; preparation may have dropped it; ids of model are",
         ),
-        (("--document", "prep/engine.py", "--source", "model"), 3, "not in model; it is in prep"),
+        (("--document", "prep/engine/tasks.py", "--source", "model"), 3, "not in model; it is in prep"),
         (("--document", "x", "--source", "web"), 2, "--source web: the run has model, prep"),
         ((), 2, "expected one of --step, --tokens, --document, --mixture, found none"),
         (("--step", 1, "--mixture"), 2, "found --step and --mixture"),
@@ -239,7 +239,7 @@ def test_data_that_have_moved_are_found_where_they_are_now(standing, answer, tmp
 def test_data_prepared_anew_are_refused(standing, inspect):
     standing.manifests["prep"] = "0" * 64
     standing.write()
-    for words in (("--step", 1), ("--mixture",), ("--document", "prep/engine.py")):
+    for words in (("--step", 1), ("--mixture",), ("--document", "prep/engine/tasks.py")):
         code, out, err = inspect(standing.dir, *words)
         assert (code, out) == (
             3,
@@ -279,7 +279,7 @@ def test_looking_imports_no_jax(standing):
         "except SystemExit as stopped: assert not stopped.code\n"
         "assert not {'jax', 'flax', 'orbax', 'grain'} & {name.partition('.')[0] for name in sys.modules}"
     )
-    for words in (["--step", "9"], ["--document", "prep/engine.py"], ["--mixture"]):
+    for words in (["--step", "9"], ["--document", "prep/engine/tasks.py"], ["--mixture"]):
         command = [sys.executable, "-c", program, "inspect", str(standing.dir), *words]
         assert subprocess.run(command, cwd=ROOT, capture_output=True).returncode == 0
 

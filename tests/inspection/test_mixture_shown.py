@@ -53,7 +53,7 @@ def test_where_data_run_out_is_told(make_config, inspect, answer, tmp_path):
         ("stop", "the run ends with"),
         ("renormalise", "the others go on with their shares"),
     ]:
-        config = make_config({"data.exhausted": exhausted, "train.total_tokens": 10**6}, name=exhausted)
+        config = make_config({"data.exhausted": exhausted, "train.total_tokens": 10**7}, name=exhausted)
         path = tmp_path / f"{exhausted}.yaml"
         path.write_text(to_yaml(config))
         code, out, _ = inspect(path, "data.sources.prep.max_epochs=1", "--mixture")
