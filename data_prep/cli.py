@@ -1,15 +1,19 @@
 """The command `maxlm-prep`: parsing and printing only."""
 
+import contextlib
 import importlib.util
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 import typer
 
 if TYPE_CHECKING:
-    from data_prep.config import Pipeline
+    from maxlm.config import Section
+
+    S = TypeVar("S", bound=Section)
 
 Runner = Literal["native", "ray"]
 
@@ -42,6 +46,8 @@ STAGES = {
     "lines": "Remove lines and paragraphs that many documents have.",
     "substrings": "Remove long substrings that occur more than once.",
     "decontaminate": "Remove what occurs in benchmarks.",
+    "quality": "Score documents by models, and select by the scores.",
+    "privacy": "Mask personal data and secrets.",
     "limit": "Keep at most max_bytes of a source.",
     "tokenizer": "Train or take a tokenizer.",
     "shards": "Tokenize, shuffle and write the shards that training reads.",
@@ -95,7 +101,76 @@ def status(
         print_status(Console(), config, found)
 
 
-def _load(pipeline: Path, overrides: list[str] | None) -> "Pipeline":
+@app.command()
+def report(
+    pipeline: Annotated[Path, PIPELINE],
+    overrides: Annotated[list[str] | None, OVERRIDES] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="The page; without it report.html in the pipeline's output directory."),
+    ] = None,
+) -> None:
+    """Write one HTML page on what every stage kept and dropped, with pictures and samples, and the same as JSON."""
+    from rich.console import Console
+
+    from data_prep.report.make import make_report
+
+    print(make_report(_load(pipeline, overrides), Console(stderr=True), output))
+
+
+@app.command()
+def inspect(
+    pipeline: Annotated[Path, PIPELINE],
+    overrides: Annotated[list[str] | None, OVERRIDES] = None,
+    document: Annotated[str, typer.Option(metavar="ID", help="Id of the document.", show_default=False)] = ...,
+    source: Annotated[str | None, typer.Option(help="Its source, where several have the id.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show a document, kept or dropped, with everything that happened to it."""
+    from data_prep.report.history import find_history, print_history
+
+    found = find_history(_load(pipeline, overrides), document, source)
+    if as_json:
+        print(json.dumps(found, indent=2, ensure_ascii=False))
+    else:
+        print_history(found)
+
+
+@app.command("train-model")
+def train_model_command(
+    model: Annotated[Path, typer.Argument(help="YAML file of the model, for example configs/prep/model-prose.yaml.")],
+    overrides: Annotated[list[str] | None, OVERRIDES] = None,
+    runner: Annotated[Runner, RUNNER] = "native",
+    address: Annotated[str | None, ADDRESS] = None,
+) -> None:
+    """Train a model that scores documents: a classifier from labelled sources, or a language model for perplexity."""
+    from rich.console import Console
+
+    from data_prep.config import QualityModel
+    from data_prep.engine import open_workers
+    from data_prep.pipeline import train_model
+
+    config = _load(model, overrides, QualityModel)
+    with _resumable():
+        print(train_model(config, Console(stderr=True), open_workers(runner, config.workers, address)))
+
+
+@app.command()
+def synthesize(
+    recipe: Annotated[Path, typer.Argument(help="YAML file of the recipe, for example configs/prep/synthesis.yaml.")],
+    overrides: Annotated[list[str] | None, OVERRIDES] = None,
+) -> None:
+    """Ask a server for new documents made from old ones, and keep those that are good."""
+    from rich.console import Console
+
+    from data_prep.config import Synthesis
+    from data_prep.synthesize.run import synthesize
+
+    with _resumable():
+        synthesize(_load(recipe, overrides, Synthesis), Console())
+
+
+def _load(path: Path, overrides: list[str] | None, schema: "type[S] | None" = None) -> "S":
     from data_prep.config import Pipeline
     from maxlm.config import load
     from maxlm.errors import MaxlmError
@@ -103,7 +178,7 @@ def _load(pipeline: Path, overrides: list[str] | None) -> "Pipeline":
     for module in ("daft", "gigatoken"):
         if importlib.util.find_spec(module) is None:
             raise MaxlmError(f"the module '{module}' is not installed; maxlm-prep needs it: pip install 'maxlm[prep]'")
-    return load(pipeline, overrides or [], Pipeline)
+    return load(path, overrides or [], schema or Pipeline)
 
 
 def _run(pipeline: Path, overrides: list[str] | None, runner: Runner, address: str | None, until: str) -> None:
@@ -113,20 +188,31 @@ def _run(pipeline: Path, overrides: list[str] | None, runner: Runner, address: s
     from data_prep.pipeline import run
 
     config = _load(pipeline, overrides)
-    try:
+    with _resumable():
         run(config, Console(), open_workers(runner, config.workers, address), until)
+
+
+@contextlib.contextmanager
+def _resumable() -> Iterator[None]:
+    try:
+        yield
     except KeyboardInterrupt:
         print("interrupted; the same command goes on where it stopped", file=sys.stderr)
         raise typer.Exit(130) from None
 
 
 @app.command()
-def schema() -> None:
-    """Print the JSON schema of a pipeline's YAML file, for editors."""
-    from data_prep.config import Pipeline
+def schema(
+    of: Annotated[
+        Literal["pipeline", "model", "synthesis"], typer.Argument(help="Which YAML file.", show_default=True)
+    ] = "pipeline",
+) -> None:
+    """Print the JSON schema of a YAML file, for editors."""
+    from data_prep.config import Pipeline, QualityModel, Synthesis
     from maxlm.config import json_schema
 
-    print(json.dumps(json_schema(Pipeline), indent=2))
+    schemas = {"pipeline": Pipeline, "model": QualityModel, "synthesis": Synthesis}
+    print(json.dumps(json_schema(schemas[of]), indent=2))
 
 
 @app.command()

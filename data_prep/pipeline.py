@@ -11,7 +11,7 @@ from pathlib import Path
 from rich.console import Console
 
 from data_prep import limit
-from data_prep.config import VALIDATION_SUFFIX, Pipeline
+from data_prep.config import VALIDATION_SUFFIX, Pipeline, QualityModel, Selection
 from data_prep.console import bytes_per_token, print_outputs
 from data_prep.decontaminate import stage as decontaminate
 from data_prep.dedup import stage as dedup
@@ -21,6 +21,9 @@ from data_prep.funnel import print_funnel, write_funnel
 from data_prep.ingest import stage as ingest
 from data_prep.language import stage as language
 from data_prep.manifest import save_error
+from data_prep.privacy import stage as privacy
+from data_prep.quality import stage as quality
+from data_prep.quality import training
 from data_prep.rules import stage as rules
 from data_prep.stages import Run
 from data_prep.tokenize import stage as tokenize
@@ -36,6 +39,8 @@ SELECTING: Mapping[str, Callable[[Run, list[Part]], list[Part]]] = {
     "lines": dedup.run_lines,
     "substrings": dedup.run_substrings,
     "decontaminate": decontaminate.run,
+    "quality": quality.run,
+    "privacy": privacy.run,
     "limit": limit.run,
 }
 # Stages whose sections are not called as they are.
@@ -70,27 +75,48 @@ def run(
     return outputs
 
 
-def check(config: Pipeline) -> None:
+def train_model(config: QualityModel, console: Console, workers: Workers | None = None) -> Path:
+    """Train a model of quality on what the stages select of its sources; returns its directory."""
+    check(config)
+    workers = workers or open_workers("native", config.workers)
+    with _lock(config.work), workers:
+        this = Run(config, console, workers)
+        directory = training.run(this, select(this))
+        this.prune()
+    return directory
+
+
+def check(config: Selection) -> None:
     """Raise what would stop a late stage, such as an input that is missing: hours of work should not come before it."""
-    for room in (tokenize, dedup, decontaminate):
+    if isinstance(config, Pipeline):
+        tokenize.check(config)
+    for room in (dedup, decontaminate, quality):
         room.check(config)
 
 
 def walk(this: Run, until: str) -> dict[str, Manifest]:
     """The stages up to `until`, in order; returns the manifests by directory where the last of them ran."""
-    parts = ingest.run(this)
-    this.count_sources(parts)
-    if until == "ingest":
+    parts = select(this, until)
+    if until == "ingest" or until in SELECTING:
         return {}
-    for name in this.config.order:
-        parts = SELECTING[name](this, parts)
-        this.count_sources(parts)
-        if name == until:
-            return {}
     encoding = tokenize.run_tokenizer(this, parts)
     if until == "tokenizer":
         return {}
     return tokenize.run_shards(this, parts, encoding)
+
+
+def select(this: Run, until: str | None = None) -> list[Part]:
+    """What the stages between raw files and tokens, up to `until`, keep of the sources."""
+    parts = ingest.run(this)
+    this.count_sources(parts)
+    if until == "ingest":
+        return parts
+    for name in this.config.order:
+        parts = SELECTING[name](this, parts)
+        this.count_sources(parts)
+        if name == until:
+            break
+    return parts
 
 
 def planned(config: Pipeline) -> list[str]:

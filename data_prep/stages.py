@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 
 from data_prep import lists
-from data_prep.config import Pipeline
+from data_prep.config import Selection
 from data_prep.console import progress
 from data_prep.documents import Part
 from data_prep.engine import Task, Workers
@@ -19,7 +19,7 @@ from maxlm.data.shards import Manifest
 class Run:
     """One run of a pipeline; every stage adds a row to the funnel and marks the results it used."""
 
-    def __init__(self, config: Pipeline, console: Console, workers: Workers):
+    def __init__(self, config: Selection, console: Console, workers: Workers):
         self.config, self.console, self.workers = config, console, workers
         self.funnel: list[FunnelRow] = []
         self.used: dict[str, set[str]] = {}

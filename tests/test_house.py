@@ -29,9 +29,10 @@ FLOORS = [
 PREPARATION_FLOORS = [
     {"__main__", "__init__"},
     {"cli"},
+    {"report"},
     {"status"},
-    {"pipeline"},
-    {"ingest", "language", "rules", "dedup", "decontaminate", "limit", "tokenize"},
+    {"pipeline", "synthesize"},
+    {"ingest", "language", "rules", "dedup", "decontaminate", "quality", "privacy", "limit", "mix", "tokenize"},
     {"stages"},
     {"engine", "funnel"},
     {"console", "documents"},

@@ -10,12 +10,25 @@ from data_prep.config.dedup import DedupConfig
 from data_prep.config.extract import ExtractConfig
 from data_prep.config.ingest import IngestConfig
 from data_prep.config.language import LanguageConfig
+from data_prep.config.privacy import PrivacyConfig
+from data_prep.config.quality import QualityConfig
 from data_prep.config.rules import RulesConfig
 from data_prep.config.tokenizer import ShardsConfig, TokenizerConfig
 from maxlm.config import Count, Name, Section
 
 VALIDATION_SUFFIX = "-val"
-SelectingStage = Literal["language", "exact", "rules", "fuzzy", "lines", "substrings", "decontaminate", "limit"]
+SelectingStage = Literal[
+    "language",
+    "exact",
+    "rules",
+    "fuzzy",
+    "lines",
+    "substrings",
+    "decontaminate",
+    "quality",
+    "privacy",
+    "limit",
+]
 
 
 class ValidationConfig(Section):
@@ -26,7 +39,9 @@ class ValidationConfig(Section):
     )
 
 
-class Pipeline(Section):
+class Selection(Section):
+    """What a pipeline reads, and what it keeps of that."""
+
     name: Name = Field(description="Name of the pipeline; its intermediate results lie in output/.work/name.")
     output: str = Field("prepared", description="Directory that gets one directory of shards per source and split.")
     work_dir: str | None = Field(None, description="Directory of the intermediate results; null for output/.work/name.")
@@ -52,6 +67,23 @@ class Pipeline(Section):
     rules: RulesConfig | None = Field(None, description="Remove lines and documents by rules of quality.")
     dedup: DedupConfig | None = Field(None, description="Remove duplicates across all sources.")
     decontaminate: DecontaminateConfig | None = Field(None, description="Remove what occurs in benchmarks.")
+    quality: QualityConfig | None = Field(None, description="Score documents by models, and select by the scores.")
+    privacy: PrivacyConfig | None = Field(None, description="Mask personal data and secrets.")
+
+    @property
+    def work(self) -> Path:
+        return Path(self.work_dir) if self.work_dir is not None else Path(self.output) / ".work" / self.name
+
+    @model_validator(mode="after")
+    def _check_order(self) -> "Selection":
+        if sorted(self.order) != sorted(stages := get_args(SelectingStage)):
+            raise ValueError(f"order must name every stage once: {', '.join(stages)}; found {', '.join(self.order)}")
+        return self
+
+
+class Pipeline(Selection):
+    """From raw files to the shards that training reads."""
+
     validation: ValidationConfig | None = Field(None, description="Hold documents out of training.")
     tokenizer: TokenizerConfig = Field(description="Train or take a tokenizer.")
     shards: ShardsConfig = Field(
@@ -59,17 +91,11 @@ class Pipeline(Section):
     )
 
     @property
-    def work(self) -> Path:
-        return Path(self.work_dir) if self.work_dir is not None else Path(self.output) / ".work" / self.name
-
-    @property
     def validation_fraction(self) -> float:
         return self.validation.fraction if self.validation else 0.0
 
     @model_validator(mode="after")
-    def _check(self) -> "Pipeline":
-        if sorted(self.order) != sorted(stages := get_args(SelectingStage)):
-            raise ValueError(f"order must name every stage once: {', '.join(stages)}; found {', '.join(self.order)}")
+    def _check_names(self) -> "Pipeline":
         for name in self.ingest.sources:
             if self.validation and name + VALIDATION_SUFFIX in self.ingest.sources:
                 raise ValueError(

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data_prep import lists
-from data_prep.config import DecontaminateConfig, Pipeline
+from data_prep.config import DecontaminateConfig, Selection
 from data_prep.decontaminate import benchmarks, cut, index, report, scan, tokens
 from data_prep.decontaminate.cut import Policy
 from data_prep.decontaminate.index import Index
@@ -21,7 +21,7 @@ from maxlm.errors import DataError
 STAGE, INDEX, SCAN, REPORT = "decontaminate", "benchmarks", "benchmarks-found", "benchmarks-report"
 
 
-def check(config: Pipeline) -> None:
+def check(config: Selection) -> None:
     """The benchmarks are there."""
     if config.decontaminate is not None:
         benchmarks.find(config.decontaminate)

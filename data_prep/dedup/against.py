@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data_prep.config import VALIDATION_SUFFIX, DedupConfig, Pipeline
+from data_prep.config import VALIDATION_SUFFIX, DedupConfig, Selection
 from data_prep.manifest import make_key
 from maxlm.data.shards import MANIFEST, Manifest, file_entry, fingerprints_name, read_manifest
 from maxlm.errors import ConfigError, DataError
@@ -45,7 +45,7 @@ class Shard:
                 start += len(batch)
 
 
-def find_shards(pipeline: Pipeline) -> list[Shard]:
+def find_shards(pipeline: Selection) -> list[Shard]:
     """The shards of `against`, in its order, of directories whose fingerprints can be compared."""
     config, shards = pipeline.dedup, []
     outputs = [source + end for source in pipeline.ingest.sources for end in ("", VALIDATION_SUFFIX)]

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
-from data_prep.config import LinesConfig, Pipeline
+from data_prep.config import LinesConfig, Selection
 from data_prep.dedup import against, exact, fuzzy, lines, spans, substrings
 from data_prep.dedup.copies import Ranks, find_copies, gather_keys, located
 from data_prep.documents import Part
@@ -13,7 +13,7 @@ from data_prep.stages import Run
 from maxlm.errors import DataError
 
 
-def check(config: Pipeline) -> None:
+def check(config: Selection) -> None:
     """The earlier data sets are there, and can be compared with."""
     if config.dedup is not None:
         against.find_shards(config)

@@ -111,7 +111,7 @@ def test_of_task_files_the_samples_are_the_items(tmp_path):
         ("a.json", "[" * 100000, "cannot be read as .json"),
         ("a.yaml", "a: [b", "cannot be read as .yaml"),
         ("a.yaml", "[" * 900, "nested deeper than 100"),
-            ("a.yaml", "[" * 100000, "nested deeper than 100|nesting depth"),
+        ("a.yaml", "[" * 100000, "nested deeper than 100|nesting depth"),
         ("a.parquet", "PAR1", "cannot be read as .parquet"),
         ("a.jsonl.gz", "no gzip", "cannot be read as .jsonl"),
         ("a.jsonl.gz", gzip.compress(b"{}" * 99)[:-12], "cannot be read as .jsonl"),

@@ -1,0 +1,7 @@
+"""Quality by models: what scores documents, and which of them stay."""
+
+from maxlm.config import Section
+
+
+class QualityConfig(Section):
+    pass

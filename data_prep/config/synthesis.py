@@ -1,0 +1,7 @@
+"""Synthetic data: seeds, prompts, and the server that answers them."""
+
+from maxlm.config import Section
+
+
+class Synthesis(Section):
+    pass
