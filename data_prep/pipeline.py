@@ -61,7 +61,7 @@ def run(
     """
     check(config)
     workers = workers or open_workers("native", config.workers)
-    with _lock(config.work), workers:
+    with locked(config.work), workers:
         this = Run(config, console, workers)
         outputs = walk(this, until)
         if until == "shards":
@@ -79,7 +79,7 @@ def train_model(config: QualityModel, console: Console, workers: Workers | None 
     """Train a model of quality on what the stages select of its sources; returns its directory."""
     check(config)
     workers = workers or open_workers("native", config.workers)
-    with _lock(config.work), workers:
+    with locked(config.work), workers:
         this = Run(config, console, workers)
         directory = training.run(this, select(this))
         this.prune()
@@ -153,7 +153,7 @@ def _bytes_per_token(config: Pipeline, outputs: Mapping[str, Manifest]) -> dict[
 
 
 @contextlib.contextmanager
-def _lock(work: Path) -> Iterator[None]:
+def locked(work: Path) -> Iterator[None]:
     """One run at a time; the lock goes with the process, however it ends."""
     path = work / LOCK
     try:
