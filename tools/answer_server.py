@@ -13,6 +13,7 @@ requests with it get the same answer: `repeated`.
 """
 
 import argparse
+import contextlib
 import hashlib
 import json
 import random
@@ -245,10 +246,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         faults, given.latency, given.hang, given.idempotent, ledger=given.ledger, seed=given.seed
     ).start(given.port)
     print(server.url, flush=True)
-    try:
+    with contextlib.suppress(KeyboardInterrupt):
         threading.Event().wait()
-    except KeyboardInterrupt:
-        pass
 
 
 if __name__ == "__main__":
