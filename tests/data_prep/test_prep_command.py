@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from data_prep.config import Pipeline
+from data_prep.config import Pipeline, QualityModel, Synthesis
 from maxlm.config import load
 from maxlm.data.shards import Shards
 from maxlm.errors import DataError, MaxlmError
@@ -134,8 +134,9 @@ def test_the_schema_describes_every_field(command):
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
-def test_pipelines_of_the_project_are_valid(path):
-    assert load(path, [], Pipeline).ingest.sources
+def test_files_of_the_project_are_valid(path):
+    schemas = {"synthesis": Synthesis, "model": QualityModel}
+    assert load(path, [], schemas.get(path.stem.partition("-")[0], Pipeline)).ingest.sources
 
 
 def test_the_quickstart_prepares_the_standard_library(tmp_path, command):
