@@ -72,18 +72,18 @@ def _lines(rows: Sequence[FunnelRow], bytes_per_token: Mapping[str, float]) -> I
     read, kept = rows[0].before, rows[-1].after
     yield _cells("read", read, None, "", 0), "dim"
     for row in rows:
-        rate = _rate(row, bytes_per_token)
-        yield _cells(row.stage, row.after, row.before, "", rate), "bold"
+        per_token = rate(row, bytes_per_token)
+        yield _cells(row.stage, row.after, row.before, "", per_token), "bold"
         for reason, amount in sorted(row.dropped.items(), key=lambda item: (-item[1].documents, item[0])):
             if amount.documents:
-                yield _cells(f"  {reason}", amount, row.before, "-", rate), "none"
+                yield _cells(f"  {reason}", amount, row.before, "-", per_token), "none"
         for kind, amount in sorted(row.changed.items(), key=lambda item: (-item[1].documents, item[0])):
             if amount.documents:
                 sign = "+" if amount.bytes < 0 else "-"
-                label, documents, share, *text = _cells(f"  {kind}", amount, row.before, sign, rate)
+                label, documents, share, *text = _cells(f"  {kind}", amount, row.before, sign, per_token)
                 documents = f"({documents.lstrip(sign)})"
                 yield [label, documents, share, *(text if amount.bytes else ())], "dim"
-    yield _cells("kept of all", kept, read, "", _rate(rows[-1], bytes_per_token)), "bold"
+    yield _cells("kept of all", kept, read, "", rate(rows[-1], bytes_per_token)), "bold"
 
 
 def _cells(label: str, amount: Amount, whole: Amount | None, sign: str, rate: float) -> list[str]:
@@ -93,7 +93,7 @@ def _cells(label: str, amount: Amount, whole: Amount | None, sign: str, rate: fl
     return [label, documents, shares[0], text, shares[1] if text else "", tokens]
 
 
-def _rate(row: FunnelRow, bytes_per_token: Mapping[str, float]) -> float:
+def rate(row: FunnelRow, bytes_per_token: Mapping[str, float]) -> float:
     """Bytes per token of what a stage kept, 0 where it is not known; a source without an output counts as the others.
 
     Sources differ by a factor of two and more: one figure for all would misjudge a stage that empties one of them.

@@ -102,9 +102,9 @@ class Look(Run):
         pass
 
 
-def look(config: Pipeline) -> Status:
-    """The state of a pipeline on disk; reads it beside a run, and writes nothing."""
-    status, this = Status(running=_who_runs(config.work)), Look(config)
+def look(config: Pipeline, this: Look | None = None) -> Status:
+    """The state of a pipeline on disk; reads it beside a run, and writes nothing. `this` sees what the stages find."""
+    status, this = Status(running=_who_runs(config.work)), this or Look(config)
     for step in (lambda: walk(this, "shards"), lambda: check(config)):
         try:
             step()

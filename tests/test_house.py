@@ -43,6 +43,8 @@ PREPARATION_FLOORS = [
 ]
 HOUSES = {"maxlm": FLOORS, "data_prep": PREPARATION_FLOORS}
 SHARED_WITH_PREPARATION = {"maxlm.errors", "maxlm.config", "maxlm.data.shards", "maxlm.data.tokenizer"}
+# Where documents lie in shards, and what report pages look like.
+SHARED_WITH_PREPARATION |= {"maxlm.data.records", "maxlm.report.elements", "maxlm.report.page"}
 HEAVY = {"jax", "flax", "optax", "grain", "orbax", "daft", "plotly", "pyarrow", "numpy", "tokenizers", "sentencepiece"}
 
 

@@ -1,8 +1,32 @@
-"""Small parts of the report page that several of its sections use."""
+"""Small parts of report pages that several sections use, those on the preparation of data among them."""
 
 from collections.abc import Iterable, Sequence
+from html import escape
 
-from maxlm.report.page import PALETTE
+from maxlm.report.page import PALETTE, POLICY, STYLE
+
+
+def document(title: str, body: Iterable[str], style: str = "") -> str:
+    """A page of pieces of HTML, which may load nothing; `style` comes behind what all pages share."""
+    return "\n".join(
+        [
+            '<!doctype html><html lang="en"><head><meta charset="utf-8">',
+            f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">',
+            '<meta name="viewport" content="width=device-width, initial-scale=1">',
+            f"<title>{escape(title)}</title><style>{STYLE}{style}</style></head><body><main>",
+            *body,
+            "</main></body></html>\n",
+        ]
+    )
+
+
+def tiles(figures: Iterable[tuple[str, str, str]]) -> str:
+    """What sums something up: label, value and small print of each figure, as text."""
+    cells = (
+        f"<div><dt>{escape(label)}</dt><dd>{escape(value)}<small>{escape(small)}</small></dd></div>"
+        for label, value, small in figures
+    )
+    return f'<dl class="tiles card">{"".join(cells)}</dl>'
 
 
 def swatch(number: int) -> str:

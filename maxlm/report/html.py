@@ -15,9 +15,9 @@ import numpy as np
 
 from maxlm.errors import SaveError
 from maxlm.report.charts import axis_knots, build_charts, event_marks, event_text
-from maxlm.report.elements import swatch, table
+from maxlm.report.elements import document, swatch, table, tiles
 from maxlm.report.mixture_page import mixture_section, read_mixture
-from maxlm.report.page import PALETTE, POLICY, SCRIPT, STYLE
+from maxlm.report.page import PALETTE, SCRIPT
 from maxlm.report.progress import compact, duration
 from maxlm.report.runs import Run, config_differences, read_runs
 
@@ -53,20 +53,7 @@ def write_report(run_dirs: Sequence[str | Path], out: str | Path) -> Path:
         f"<script>{get_plotlyjs()}</script>",
         f"<script>{SCRIPT}</script>",
     ]
-    return _write(Path(out), _document(_title(runs), body + (script if sections else [])))
-
-
-def _document(title: str, body: Iterable[str]) -> str:
-    return "\n".join(
-        [
-            '<!doctype html><html lang="en"><head><meta charset="utf-8">',
-            f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">',
-            '<meta name="viewport" content="width=device-width, initial-scale=1">',
-            f"<title>{escape(title)}</title><style>{STYLE}</style></head><body><main>",
-            *body,
-            "</main></body></html>\n",
-        ]
-    )
+    return _write(Path(out), document(_title(runs), body + (script if sections else [])))
 
 
 def _write(out: Path, text: str) -> Path:
@@ -173,11 +160,7 @@ def _median(values: np.ndarray) -> float | None:
 def _summary(runs: list[Run]) -> str:
     figures = [_figures(run) for run in runs]
     if len(runs) == 1:
-        tiles = (
-            f"<div><dt>{label}</dt><dd>{escape(value)}<small>{escape(small)}</small></dd></div>"
-            for label, value, small in figures[0]
-        )
-        return f'<dl class="tiles card">{"".join(tiles)}</dl>'
+        return tiles(figures[0])
     head = ["Run", "Status", *[label for label, _, _ in figures[0]]]
     rows = [
         [f"{swatch(number)}{escape(run.label)}<small>{escape(_hardware(run))}</small>", _status(run)]
