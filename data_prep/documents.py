@@ -123,11 +123,8 @@ def read(part: Part, columns: Sequence[str]) -> "pa.Table":
     return pa.schema([schema.field(name) for name, schema in schemas.items()]).empty_table()
 
 
-def iterate(part: Part, columns: Sequence[str], rows: Sequence[int] | None = None) -> Iterator["pa.Table"]:
-    """`read` in pieces of at most `ROW_GROUP` documents, for readers that do not need the whole part in memory.
-
-    With `rows` only these documents, from the row groups that have them.
-    """
+def iterate(part: Part, columns: Sequence[str]) -> Iterator["pa.Table"]:
+    """`read` in pieces of at most `ROW_GROUP` documents, for readers that do not need the whole part in memory."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -143,8 +140,6 @@ def iterate(part: Part, columns: Sequence[str], rows: Sequence[int] | None = Non
         for group in range(file.num_row_groups):
             count = file.metadata.row_group(group).num_rows
             keep = ~dropped[start : start + count]
-            if rows is not None:
-                keep &= np.isin(np.arange(start, start + count), rows)
             if keep.any():
                 table = file.read_row_group(group, columns=own, use_threads=False)
                 for name, column in added.items():

@@ -1,0 +1,39 @@
+"""The values for which a document was dropped, beside their limits, where a stage keeps them."""
+
+from functools import cache
+from typing import Any
+
+from data_prep.report.lives import Life
+from data_prep.report.trace import Trace
+from data_prep.rules import filter
+
+
+class Reasons:
+    """Statistics of a shard are read when one of its documents is asked for, and kept: 0.3 kB a document."""
+
+    def __init__(self, trace: Trace):
+        self.trace = trace
+        self._measured = next((step for step in trace.steps if step.stage == "annotate"), None)
+        self._statistics = cache(self._read)
+
+    def values(self, life: Life, step: int, reason: str) -> list[dict[str, Any]]:
+        """What was compared: `name`, `value` and the limit, as {"least": number} or {"most": number}."""
+        if self.trace.steps[step].stage != "rules" or self._measured is None:
+            return []
+        config, (table, rows) = self.trace.config.rules, self._statistics(life.part.name)
+        place = int(rows.searchsorted(life.row))
+        profile = config.profiles[table["profile"][place].as_py()]
+        return [
+            {
+                "name": rule.measure,
+                "value": table[rule.measure][place].as_py(),
+                ("least" if rule.field.startswith("min_") else "most"): rule.limit(profile),
+            }
+            for rule in filter.RULES
+            if f"{rule.group}: {rule.reason}" == reason and rule.limit(profile) is not None
+        ]
+
+    def _read(self, name: str) -> tuple[Any, Any]:
+        record = self._measured.records[self._measured.numbers[name]]
+        table = filter.statistics(self.trace.folder("annotate"), record)
+        return table, table["row"].to_numpy()
