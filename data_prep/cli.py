@@ -3,6 +3,7 @@
 import contextlib
 import importlib.util
 import json
+import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -190,6 +191,7 @@ def _run(pipeline: Path, overrides: list[str] | None, runner: Runner, address: s
     config = _load(pipeline, overrides)
     with _resumable():
         run(config, Console(), open_workers(runner, config.workers, address), until)
+    print(f"report: {shlex.join(['maxlm-prep', 'report', str(pipeline), *(overrides or [])])}")
 
 
 @contextlib.contextmanager

@@ -20,7 +20,9 @@ BINS = 48
 WIDE = 50
 # Values outside these quantiles are in the first and the last bar.
 TAILS = (0.002, 0.998)
-NAMED = 15
+NAMED = 10
+# Share of the axis that is left for the far side of a limit, where hardly a document is.
+ROOM = 0.06
 
 
 def histogram(
@@ -37,9 +39,9 @@ def histogram(
     if not len(values):
         return None
     low, high = np.quantile(values, TAILS, method="nearest").tolist()
-    if limit is not None:
-        low, high = min(low, limit[1]), max(high, limit[1])
     scale = scale or _scale(values, low, high)
+    if limit is not None:
+        low, high = _with_limit(low, high, *limit, scale)
     edges, bar = _edges(values, scale, low, high, limit)
     clipped = np.clip(values, edges[0], np.nextafter(edges[-1], -np.inf))
     places = np.searchsorted(edges, clipped, "right") - 1
@@ -58,6 +60,15 @@ def histogram(
         "most": _rounded(values.max()),
         **({"limit": limit[1], "side": limit[0], "limit_bar": bar} if limit else {}),
     }
+
+
+def _with_limit(low: float, high: float, side: str, number: float, scale: str) -> tuple[float, float]:
+    """The ends of an axis on which both sides of a limit have room."""
+    low, high = min(low, number), max(high, number)
+    room = 1 if scale == "whole" else ROOM * (high - low)
+    if side == "most":
+        return low, max(high, number + room)
+    return max(min(low, number - room), min(low, 0.0)), high
 
 
 def _scale(values: np.ndarray, low: float, high: float) -> str:

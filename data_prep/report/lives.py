@@ -106,9 +106,14 @@ def _add_columns(lives: dict[int, Life], columns: Sequence[tuple[str, Path]]) ->
         kind = column.type
         for row, value in zip(rows, column.to_pylist(), strict=True):
             if value is not None:
-                # A float32 as it was written, without the digits that float64 adds.
-                value = float(np.format_float_positional(np.float32(value))) if kind == pa.float32() else value
-                lives[row].columns[name] = (path.parent.parent.name, value)
+                lives[row].columns[name] = (path.parent.parent.name, _json(value, kind == pa.float32()))
+
+
+def _json(value: Any, single: bool) -> Any:
+    """A column's value as JSON has it: a float32 without the digits that float64 adds, bytes as hexadecimal."""
+    if single:
+        return float(np.format_float_positional(np.float32(value)))
+    return value.hex() if isinstance(value, bytes) else value
 
 
 def _add_changes(lives: dict[int, Life], step: int, path: Path) -> None:

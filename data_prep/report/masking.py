@@ -63,6 +63,7 @@ class Masks:
         found = self.masked(life, change.before)
         return excerpts.changes(found.text, found.moved(change.edits)) if found is not None else None
 
-    def name(self, life: Life) -> dict[str, Any]:
-        """Id and address."""
-        return {"id": excerpts.shortened(life.id), "url": excerpts.shortened(life.url) if life.url else None}
+    def name(self, life: Life, whole: bool = False) -> dict[str, Any]:
+        """Id and address, short ones unless `whole`."""
+        found = {"id": life.id, "url": life.url}
+        return found if whole else {key: one and excerpts.shortened(one) for key, one in found.items()}

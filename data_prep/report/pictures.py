@@ -129,7 +129,8 @@ def chips(values: Iterable[tuple[str, float]]) -> str:
 
 def histogram(one: Mapping[str, Any], title: str, note: str, unit: str = "") -> str:
     """A figure of what `histograms.histogram` counted: all documents in light bars, those that are kept in dark."""
-    most = max(one["counts"]) or 1
+    most, cut = _height(one["counts"])
+    note += f"; the tallest bar, {max(one['counts']):,}, is cut" if cut else ""
     paths = "".join(
         f'<path class="{look}" d="{_steps(one[key], most)}"/>' for look, key in (("all", "counts"), ("left", "kept"))
     )
@@ -143,11 +144,17 @@ def histogram(one: Mapping[str, Any], title: str, note: str, unit: str = "") -> 
     )
 
 
+def _height(counts: Sequence[int]) -> tuple[int, bool]:
+    """The count as high as the figure, and whether the tallest bar is cut: others would not be seen beside it."""
+    first, second = sorted([0, 0, *counts])[-1:-3:-1]
+    return (3 * second, True) if first > 4 * second > 0 else (first or 1, False)
+
+
 def _steps(counts: Sequence[int], most: int) -> str:
     """The outline of bars side by side; one that is not empty is seen."""
     path = f"M0 {HEIGHT}"
     for number, one in enumerate(counts):
-        top = HEIGHT - max(round(HEIGHT * one / most, 1), 1) if one else HEIGHT
+        top = HEIGHT - min(max(round(HEIGHT * one / most, 1), 1), HEIGHT) if one else HEIGHT
         path += f"V{top:g}H{number + 1}"
     return f"{path}V{HEIGHT}Z"
 

@@ -18,7 +18,12 @@ class Reasons:
 
     def values(self, life: Life, step: int, reason: str) -> list[dict[str, Any]]:
         """What was compared: `name`, `value` and the limit, as {"least": number} or {"most": number}."""
-        if self.trace.steps[step].stage != "rules" or self._measured is None:
+        stage = self.trace.steps[step].stage
+        if stage == "language" and life.value("language_score") is not None:
+            least = (self.trace.config.language.keep or {}).get(life.value("language"))
+            found = {"name": "language_score", "value": life.value("language_score"), "least": least}
+            return [found] if reason == "language score" and least is not None else []
+        if stage != "rules" or self._measured is None:
             return []
         config, (table, rows) = self.trace.config.rules, self._statistics(life.part.name)
         place = int(rows.searchsorted(life.row))

@@ -23,7 +23,7 @@ from data_prep.report.trace import Trace
 
 # Samples of a reason, of the edits and of what passes; fewer of each reason where a pipeline has very many.
 EACH, EDITED, PASSED = 3, 5, 2
-MOST = 240
+MOST, MOST_REASONS = 240, 40
 DROPPED, CHANGED, KEPT = "dropped", "changed", "kept"
 
 
@@ -42,12 +42,16 @@ def choose(trace: Trace, fates: Sequence[Fate]) -> list[Choice]:
     """In the order of the steps, of each what it dropped by reason (the most frequent first), changed and kept."""
     groups = [_groups(trace, number, fates) for number in range(len(trace.steps))]
     groups.append({(KEPT, ""): list(_passed(fates, len(trace.steps), "end", EDITED))})
-    reasons = sum(1 for group in groups for kind, _ in group if kind == DROPPED)
+    reasons = sum(min(sum(1 for kind, _ in group if kind == DROPPED), MOST_REASONS) for group in groups)
     each = max(1, min(EACH, MOST // max(1, reasons)))
     most = {DROPPED: each, CHANGED: EDITED, KEPT: EDITED}
     chosen = []
     for number, group in enumerate(groups):
-        for (kind, reason), found in sorted(group.items(), key=lambda item: (_rank(item[0][0]), -len(item[1]))):
+        ordered = sorted(group.items(), key=lambda item: (_rank(item[0][0]), -len(item[1]), item[0]))
+        rare = [name for name, _ in ordered if name[0] == DROPPED][MOST_REASONS:]
+        for (kind, reason), found in ordered:
+            if (kind, reason) in rare:
+                continue
             for _, fate, row in heapq.nsmallest(most[kind], found, key=lambda one: (one[0], one[2])):
                 chosen.append(Choice(number, kind, reason, fates[fate].part, row))
     return chosen
