@@ -51,6 +51,7 @@ STAGES = {
     "privacy": "Mask personal data and secrets.",
     "limit": "Keep at most max_bytes of a source.",
     "tokenizer": "Train or take a tokenizer.",
+    "mix": "Choose how many tokens of each source there are, and in which order.",
     "shards": "Tokenize, shuffle and write the shards that training reads.",
 }
 

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich import box
 from rich.console import Console
@@ -15,6 +16,9 @@ from data_prep.console import count, right, size
 from data_prep.documents import Part
 from data_prep.manifest import writing
 
+if TYPE_CHECKING:
+    from data_prep.tokenize.runs import Run
+
 
 @dataclass(frozen=True)
 class Amount:
@@ -24,11 +28,11 @@ class Amount:
     bytes: int
 
     @staticmethod
-    def of(parts: Sequence[Part]) -> "Amount":
+    def of(parts: "Sequence[Part | Run]") -> "Amount":
         return Amount(sum(part.documents for part in parts), sum(part.bytes for part in parts))
 
     @staticmethod
-    def by_source(parts: Sequence[Part]) -> "dict[str, Amount]":
+    def by_source(parts: "Sequence[Part | Run]") -> "dict[str, Amount]":
         sources = dict.fromkeys(part.source for part in parts)
         return {name: Amount.of([part for part in parts if part.source == name]) for name in sources}
 

@@ -21,6 +21,7 @@ from data_prep.funnel import print_funnel, write_funnel
 from data_prep.ingest import stage as ingest
 from data_prep.language import stage as language
 from data_prep.manifest import save_error
+from data_prep.mix import stage as mix
 from data_prep.privacy import stage as privacy
 from data_prep.quality import stage as quality
 from data_prep.quality import training
@@ -99,10 +100,14 @@ def walk(this: Run, until: str) -> dict[str, Manifest]:
     parts = select(this, until)
     if until == "ingest" or until in SELECTING:
         return {}
+    mix.check_columns(this.config, parts)
     encoding = tokenize.run_tokenizer(this, parts)
     if until == "tokenizer":
         return {}
-    return tokenize.run_shards(this, parts, encoding)
+    runs = mix.run(this, tokenize.run_runs(this, parts, encoding), encoding.dtype)
+    if until == "mix":
+        return {}
+    return tokenize.run_shards(this, runs, encoding)
 
 
 def select(this: Run, until: str | None = None) -> list[Part]:
@@ -121,7 +126,8 @@ def select(this: Run, until: str | None = None) -> list[Part]:
 
 def planned(config: Pipeline) -> list[str]:
     """The stages of a pipeline that have something to do, in order."""
-    return ["ingest", *(name for name in config.order if _wanted(config, name)), "tokenizer", "shards"]
+    selecting = [name for name in config.order if _wanted(config, name)]
+    return ["ingest", *selecting, "tokenizer", *(["mix"] if mix.wanted(config) else []), "shards"]
 
 
 def _wanted(config: Pipeline, stage: str) -> bool:
@@ -135,7 +141,7 @@ def _say_what_follows(this: Run, until: str) -> None:
     stages = planned(this.config)
     if until not in stages:
         this.warn(f"the pipeline has no section for {until}, which did nothing")
-    every = ["ingest", *this.config.order, "tokenizer", "shards"]
+    every = ["ingest", *this.config.order, "tokenizer", "mix", "shards"]
     left = [stage for stage in every[every.index(until) + 1 :] if stage in stages]
     this.say("next", f"{', '.join(left)}; `maxlm-prep {left[0]}` runs one more, `maxlm-prep run` all of them")
 

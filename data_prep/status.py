@@ -24,7 +24,7 @@ from maxlm.data.shards import Manifest
 from maxlm.errors import MaxlmError
 
 # What the tasks of a stage are called where they have other names.
-TASKS = {"shards": ("tokenize", "shuffle")}
+TASKS = {"mix": ("tokenize", "mix"), "shards": ("tokenize", "shuffle")}
 
 
 @dataclass

@@ -19,11 +19,13 @@ from data_prep.config.dedup import (
 from data_prep.config.extract import ExtractConfig, ResiliparseConfig, TrafilaturaConfig
 from data_prep.config.ingest import IngestConfig, SourceConfig
 from data_prep.config.language import LanguageConfig
+from data_prep.config.mix import MixConfig, UpsampleConfig
 from data_prep.config.pipeline import VALIDATION_SUFFIX, Pipeline, Selection, ValidationConfig
 from data_prep.config.privacy import PrivacyConfig
 from data_prep.config.quality import QualityConfig
 from data_prep.config.quality_model import QualityModel
 from data_prep.config.rules import RulesConfig
 from data_prep.config.select import SelectConfig
+from data_prep.config.shards import OrderConfig, ShardsConfig
 from data_prep.config.synthesis import Synthesis
-from data_prep.config.tokenizer import ShardsConfig, TokenizerConfig
+from data_prep.config.tokenizer import TokenizerConfig

@@ -10,10 +10,12 @@ from data_prep.config.dedup import DedupConfig
 from data_prep.config.extract import ExtractConfig
 from data_prep.config.ingest import IngestConfig
 from data_prep.config.language import LanguageConfig
+from data_prep.config.mix import MixConfig
 from data_prep.config.privacy import PrivacyConfig
 from data_prep.config.quality import QualityConfig
 from data_prep.config.rules import RulesConfig
-from data_prep.config.tokenizer import ShardsConfig, TokenizerConfig
+from data_prep.config.shards import ShardsConfig
+from data_prep.config.tokenizer import TokenizerConfig
 from maxlm.config import Count, Name, Section
 
 VALIDATION_SUFFIX = "-val"
@@ -35,7 +37,8 @@ class ValidationConfig(Section):
     fraction: float = Field(
         gt=0,
         lt=1,
-        description="Share of the documents that is held out, chosen by a hash of the document's id.",
+        description="Share of the documents that is held out, chosen by a hash of the document's id; with "
+        "dedup.fuzzy.drop false by that of its cluster, which is held out whole.",
     )
 
 
@@ -86,6 +89,9 @@ class Pipeline(Selection):
 
     validation: ValidationConfig | None = Field(None, description="Hold documents out of training.")
     tokenizer: TokenizerConfig = Field(description="Train or take a tokenizer.")
+    mix: MixConfig | None = Field(
+        None, description="Choose how many tokens of each source there are; null for all documents, once."
+    )
     shards: ShardsConfig = Field(
         ShardsConfig(), description="Tokenize, shuffle and write the shards that training reads."
     )
@@ -102,4 +108,14 @@ class Pipeline(Selection):
                     f"the source '{name + VALIDATION_SUFFIX}' and the held-out documents of '{name}' would share one "
                     "directory; rename the source"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _check_mix(self) -> "Pipeline":
+        sources = list(self.ingest.sources)
+        if self.mix is not None:
+            self.mix.check_sources(sources)
+        for name in (self.shards.order and self.shards.order.sources) or ():
+            if name not in sources:
+                raise ValueError(f"shards.order.sources names '{name}', ingest.sources has {', '.join(sources)}")
         return self

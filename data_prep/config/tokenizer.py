@@ -64,9 +64,3 @@ class TokenizerConfig(Section):
         if self.vocab_size is not None and (least := SMALLEST_VOCABULARY + len(self.special_tokens)) > self.vocab_size:
             raise ValueError(f"vocab_size must be at least {least} with these special_tokens, found {self.vocab_size}")
         return self
-
-
-class ShardsConfig(Section):
-    shard_tokens: Count = Field(
-        2**29, description="Tokens per output shard, on average; one file is written at a time."
-    )

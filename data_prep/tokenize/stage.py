@@ -10,7 +10,7 @@ from data_prep.console import size
 from data_prep.documents import Part
 from data_prep.engine import Task
 from data_prep.funnel import Amount, FunnelRow
-from data_prep.manifest import Record, make_key
+from data_prep.manifest import make_key
 from data_prep.stages import Run
 from data_prep.tokenize import output, runs, shards
 from data_prep.tokenize.encode import lossy
@@ -37,38 +37,48 @@ def run_tokenizer(this: Run, parts: list[Part]) -> runs.Encoding:
     return runs.Encoding(directory, entry, fast, not config.allow_lossy, this.config.seed, fraction)
 
 
-def run_shards(this: Run, parts: list[Part], encoding: runs.Encoding) -> dict[str, Manifest]:
+def run_runs(this: Run, parts: list[Part], encoding: runs.Encoding) -> list[runs.Run]:
+    """The tokens of every part and split, by part."""
     tasks = [Task(encoding.key(part), runs.write_runs, (part, encoding), part.bytes) for part in parts]
     records = this.tasks("tokenize", tasks, "shards")
-    splits = [counts for record in records for counts in record.values.values()]
-    before = Amount.of(parts)
-    after = Amount(sum(counts["documents"] for counts in splits), sum(counts["bytes"] for counts in splits))
+    folder, made = this.folder("tokenize"), []
+    for part, record in zip(parts, records, strict=True):
+        for split, counts in record.values.items():
+            amounts = (counts["documents"], counts["bytes"], counts["tokens"])
+            made.append(runs.Run(folder.path / record.key, split, part.source, *amounts))
+    before, after = Amount.of(parts), Amount.of(made)
     empty = Amount(before.documents - after.documents, before.bytes - after.bytes)
     this.funnel.append(FunnelRow("tokenize", before, after, {"no tokens": empty}))
+    for source in this.config.ingest.sources:
+        for split in _splits(this.config):
+            if not any(run.documents for run in made if (run.source, run.split) == (source, split)):
+                _report_empty(this, source, split)
+    return made
+
+
+def run_shards(this: Run, made: list[runs.Run], encoding: runs.Encoding) -> dict[str, Manifest]:
+    """Shuffle the runs of every source and split into the shards of a directory."""
     plans = {}
     for source in this.config.ingest.sources:
-        for split in runs.SPLITS[: 2 if this.config.validation else 1]:
-            directory = output_directory(this.config, source, split)
-            chosen = [r for part, r in zip(parts, records, strict=True) if part.source == source and split in r.values]
-            if not any(record.values[split]["documents"] for record in chosen):
-                _report_empty(this, source, split)
-                continue
-            plans[directory] = _plan(this, directory, split, chosen, encoding)
+        for split in _splits(this.config):
+            chosen = [run for run in made if (run.source, run.split) == (source, split)]
+            if any(run.documents for run in chosen):
+                directory = output_directory(this.config, source, split)
+                plans[directory] = _plan(this, directory, split, chosen, encoding)
     return _write_outputs(this, plans, encoding)
 
 
 def _plan(
-    this: Run, directory: Path, split: str, records: Sequence[Record], encoding: runs.Encoding
+    this: Run, directory: Path, split: str, chosen: Sequence[runs.Run], encoding: runs.Encoding
 ) -> tuple[output.Output, list[Task]]:
     """An output directory and the tasks that make its shards."""
-    total = sum(record.values[split]["tokens"] for record in records)
+    total = sum(run.tokens for run in chosen)
     count = -(-total // this.config.shards.shard_tokens)
-    pieces = [runs.Run(this.folder("tokenize").path / record.key, split) for record in records]
-    inputs = [record.key for record in records]
+    inputs = [run.key for run in chosen]
     tasks = []
     for number in range(count):
         key = make_key("shard", shards.VERSION, inputs, split, number, count, encoding.dtype)
-        arguments = (pieces, number, count, encoding.dtype)
+        arguments = (chosen, number, count, encoding.dtype)
         tasks.append(Task(key, shards.write_shard, arguments, total // count * np.dtype(encoding.dtype).itemsize))
     return output.Output(directory, tuple(task.key for task in tasks), encoding.dtype, encoding.entry), tasks
 
@@ -99,6 +109,10 @@ def output_directory(config: Pipeline, source: str, split: str) -> Path:
     return Path(config.output) / (source + (VALIDATION_SUFFIX if split == "validation" else ""))
 
 
+def _splits(config: Pipeline) -> Sequence[str]:
+    return runs.SPLITS[: 2 if config.validation else 1]
+
+
 def _report_empty(this: Run, source: str, split: str) -> None:
     if split == "train":
         raise DataError(f"source '{source}': no document is left for training")
@@ -112,7 +126,7 @@ def check(config: Pipeline) -> None:
     if config.tokenizer.path is not None:
         find_existing(config.tokenizer)
     for source in config.ingest.sources:
-        for split in runs.SPLITS[: 2 if config.validation else 1]:
+        for split in _splits(config):
             directory = output_directory(config, source, split)
             if not directory.exists():
                 continue
