@@ -159,7 +159,9 @@ def train_model_command(
 
 @app.command()
 def synthesize(
-    recipe: Annotated[Path, typer.Argument(help="YAML file of the recipe, for example configs/prep/synthesis-qa.yaml.")],
+    recipe: Annotated[
+        Path, typer.Argument(help="YAML file of the recipe, for example configs/prep/synthesis-qa.yaml.")
+    ],
     overrides: Annotated[list[str] | None, OVERRIDES] = None,
 ) -> None:
     """Ask a server for new documents made from old ones, and keep those that are good."""

@@ -28,12 +28,13 @@ KINDS_OF_KEY: dict[str, tuple[str, ...]] = {
 
 
 class SourceConfig(Section):
-    kind: Literal["tree", "jsonl", "parquet", "wiki", "code", "warc", "wet", "html"] = Field(
+    kind: Literal["tree", "jsonl", "parquet", "wiki", "code", "warc", "wet", "html", "shards", "synthetic"] = Field(
         description="tree: one document per file; jsonl: one per line of .jsonl, plain or compressed; parquet: one per "
         "row; wiki: one per page of a MediaWiki XML dump (pages-articles.xml, plain or compressed); code: one per file "
         "of repositories, with its programming language and licence; warc: one per HTML page that a web archive holds "
-        "a response of; wet: one per text extracted from a web archive; html: one per HTML file. `extract` says how "
-        "pages become text."
+        "a response of; wet: one per text extracted from a web archive; html: one per HTML file (`extract` says how "
+        "pages become text); shards: those of a directory of prepared shards, decoded; synthetic: those that "
+        "`maxlm-prep synthesize` wrote."
     )
     path: str | Annotated[list[str], Field(min_length=1)] = Field(
         description="File, directory or glob (** for any depth), or a list of them, on this machine or as URLs (s3://, "
@@ -43,8 +44,8 @@ class SourceConfig(Section):
         None,
         description="Patterns of files to read; without a slash they match a file's name, with one its path below "
         "`path`. Null for all files of a tree or of repositories, *.parquet, *.xml, *.xml.bz2, *.xml.gz and *.xml.zst "
-        "of a wiki, *.warc and *.wet (.gz, .zst), *.html, *.htm and *.xhtml, or *.jsonl, *.jsonl.gz, *.jsonl.zst, "
-        "*.jsonl.bz2, *.json.gz and *.json.zst.",
+        "of a wiki, *.warc and *.wet (.gz, .zst), *.html, *.htm and *.xhtml, tokens-*.bin of shards, documents-*.jsonl "
+        "of what is synthetic, or *.jsonl, *.jsonl.gz, *.jsonl.zst, *.jsonl.bz2, *.json.gz and *.json.zst.",
     )
     exclude: list[str] = Field(
         [], description="Patterns of files and directories to leave out; matched as `include` matches."

@@ -108,6 +108,12 @@ class Pipeline(Selection):
                     f"the source '{name + VALIDATION_SUFFIX}' and the held-out documents of '{name}' would share one "
                     "directory; rename the source"
                 )
+        names = [name + end for name in self.ingest.sources for end in ("", VALIDATION_SUFFIX)]
+        written = {Path(self.output, name).resolve() for name in names}
+        for source in self.ingest.sources.values():
+            for path in source.paths if source.kind == "shards" else ():
+                if Path(path).resolve() in written:
+                    raise ValueError(f"{path} is read as a source and would be replaced; set another output")
         return self
 
     @model_validator(mode="after")

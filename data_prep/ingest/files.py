@@ -24,6 +24,8 @@ DEFAULT_INCLUDE = {
     "warc": ["*.warc", "*.warc.gz", "*.warc.zst"],
     "wet": ["*.wet", "*.wet.gz", "*.wet.zst"],
     "html": ["*.html", "*.htm", "*.xhtml"],
+    "shards": ["tokens-*.bin"],
+    "synthetic": ["documents-*.jsonl"],
     "wiki": ["*.xml", "*.xml.bz2", "*.xml.gz", "*.xml.zst"],
 }
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}

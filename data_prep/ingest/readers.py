@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Union
 
 from data_prep.config import ExtractConfig, IngestConfig, SourceConfig
-from data_prep.ingest import code, files, jsonl, pages, parquet, tree, warc, wiki
+from data_prep.ingest import code, files, jsonl, pages, parquet, prepared, synthetic, tree, warc, wiki
 from data_prep.ingest.files import RawFile
 from data_prep.ingest.records import Document, Rejected
 
@@ -25,6 +25,8 @@ READERS: Mapping[str, Reader] = {
     "wet": warc.read_texts,
     "wiki": wiki.read,
     "code": code.read,
+    "shards": prepared.read,
+    "synthetic": synthetic.read,
 }
 # Kinds that give pages, of which the extraction makes documents: `read(file, config, ingest, extract)`.
 PageReader = Callable[[RawFile, SourceConfig, IngestConfig, ExtractConfig], Iterator[pages.Page | Rejected]]
@@ -34,7 +36,10 @@ PAGE_READERS: Mapping[str, PageReader] = {
 }
 
 # Where a kind finds its files in another way than by patterns alone.
-FINDERS: Mapping[str, Callable[[str, SourceConfig], list[RawFile]]] = {"code": code.find_files}
+FINDERS: Mapping[str, Callable[[str, SourceConfig], list[RawFile]]] = {
+    "code": code.find_files,
+    "shards": prepared.find_files,
+}
 
 
 def find_files(source: str, config: SourceConfig) -> list[RawFile]:

@@ -329,6 +329,12 @@ class Shards:
         """The table of a shard's documents as a file of this machine."""
         return self._folder.local_file(self._file(shard, documents_name))
 
+    def local_fingerprints(self, shard: int) -> Path | None:
+        """The table of what copies of a shard's documents are found by, where there is one."""
+        name = fingerprints_name(shard)
+        found = [file for file in self.manifest.shards.files(shard) if file.name == name]
+        return self._folder.local_file(found[0]) if found else None
+
     def local_hashes(self) -> Path:
         """The table of the documents' hashes as a file of this machine."""
         entry = self.manifest.document_hashes
