@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_serializer, model_validator
+from pydantic import Field, model_validator
 
 from data_prep.config.pipeline import Selection
 from data_prep.config.urls import redact
@@ -39,14 +39,14 @@ class ServerConfig(Section):
         "max_tokens", description="What the server calls the longest answer; some models refuse the older name."
     )
 
-    @field_serializer("url", when_used="json")
-    def _show_url(self, url: str) -> str:
-        return redact(url)
-
     @model_validator(mode="after")
     def _check(self) -> "ServerConfig":
-        if not re.match(r"https?://[^/\s]+", self.url):
-            raise ValueError(f"url is '{redact(self.url)}'; expected an address such as http://127.0.0.1:8000/v1")
+        # A password in it would be written down, and sent in the place of the key.
+        if not re.fullmatch(r"https?://[^/\s@?#]+(/[^\s@?#]*)?", self.url):
+            raise ValueError(
+                f"url is '{redact(self.url)}'; expected an address such as http://127.0.0.1:8000/v1, without password "
+                "and query (a key goes into the environment variable that api_key_env names)"
+            )
         return self
 
 

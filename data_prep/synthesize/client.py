@@ -16,7 +16,6 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from data_prep.config.synthesis import ServerConfig
-from data_prep.config.urls import redact
 from data_prep.ingest.records import replace_invalid
 from data_prep.synthesize.answers import Answer
 from data_prep.synthesize.budget import Budget
@@ -115,7 +114,7 @@ class Client:
         self._open_at = max(self._open_at, time.monotonic() + failure.rest)
         if self._failures >= self.config.max_failures:
             raise MaxlmError(
-                f"{redact(self.config.url)}: {self._failures} failures in a row, the last one: {failure.reason}; what "
+                f"{self.config.url}: {self._failures} failures in a row, the last one: {failure.reason}; what "
                 "is answered is kept, the same command goes on when the server does"
             )
 
@@ -139,7 +138,7 @@ class Client:
         except httpx2.ConnectError as error:
             return Failure(f"no connection ({self._clean(error)})", doubtful=False)
         except (httpx2.UnsupportedProtocol, httpx2.InvalidURL) as error:
-            raise ConfigError(f"server.url: {redact(self.config.url)}: {self._clean(error)}") from None
+            raise ConfigError(f"server.url: {self.config.url}: {self._clean(error)}") from None
         except httpx2.TransportError as error:
             return Failure(f"the connection broke ({self._clean(error) or type(error).__name__})", doubtful=True)
         status = response.status_code
@@ -148,7 +147,7 @@ class Client:
         reason = f"status {status} ({self._clean(response.text)})"
         if status in PASSING or 500 <= status < 600:
             return Failure(reason, status >= 500 and status not in REFUSING, _retry_after(response.headers))
-        raise ConfigError(f"{redact(self.config.url)}: {self._explain(status, request)}: {reason}")
+        raise ConfigError(f"{self.config.url}: {self._explain(status, request)}: {reason}")
 
     def _explain(self, status: int, request: Request) -> str:
         if status in (401, 403):
