@@ -74,6 +74,11 @@ class Part:
         return [*dict.fromkeys([*pedigree_schema().names, *added])]
 
     @property
+    def split_by(self) -> str:
+        """The column of hashes by which documents are held out: all of a cluster of near duplicates, or none."""
+        return "cluster" if "cluster" in dict(self.columns) else "id_hash"
+
+    @property
     def fingerprints(self) -> list[str]:
         """The columns of `FINGERPRINTS` that the part has."""
         return [name for name in FINGERPRINTS if name in text_schema().names or name in dict(self.columns)]
@@ -212,6 +217,6 @@ def chosen(id_hash: np.ndarray, salt: int, fraction: float) -> np.ndarray:
 VALIDATION_SALT, SAMPLE_SALT, LIMIT_SALT, SHUFFLE_SALT = 1, 2, 3, 2**32
 
 
-def held_out(id_hash: np.ndarray, fraction: float) -> np.ndarray:
-    """Which documents are validation documents."""
-    return chosen(id_hash, VALIDATION_SALT, fraction)
+def held_out(hashes: np.ndarray, fraction: float) -> np.ndarray:
+    """Which documents are validation documents, by their hashes in the column `Part.split_by`."""
+    return chosen(hashes, VALIDATION_SALT, fraction)

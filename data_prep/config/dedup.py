@@ -35,6 +35,11 @@ class FuzzyConfig(ShinglesConfig):
         "1 - (1 - s^rows)^buckets, half at about (1 / buckets)^(1 / rows).",
     )
     seed: Annotated[int, Field(ge=0, lt=2**31, strict=True)] = Field(0, description="Seed of the permutations.")
+    drop: bool = Field(
+        True,
+        description="Keep one document of a cluster; false keeps all, with the columns cluster and cluster_size, and "
+        "holds out whole clusters. Copies of what is in `against` are dropped in either case.",
+    )
     expect_matches: bool = Field(False, description="Stop with exit code 3 when no near duplicate is found.")
 
 
@@ -108,6 +113,8 @@ class DedupConfig(Section):
                 f"signatures are '{SIGNATURES}' here, found '{self.signatures}'; leave the key out, or use the version "
                 "of the program that wrote it"
             )
+        if self.fuzzy and not self.fuzzy.drop and self.normalised:
+            raise ValueError("normalised drops documents of the clusters that fuzzy.drop false keeps; set one of both")
         if self.against and not (self.exact or self.signed):
             raise ValueError("against needs exact, normalised or fuzzy, which say what a copy is")
         return self

@@ -33,12 +33,13 @@ from data_prep.stages import Run
 if TYPE_CHECKING:
     import pyarrow as pa
 
-VERSION = 1
+VERSION = 2
 MEMBER_ROWS = 2**22
 MEMBERS = "members.parquet"
-# Of a place in a group: `copies` is the size of the group where the document stays, else 0; `rank` is that of the
-# document that stays, `same` whether it has the same normalised text.
-FOUND = np.dtype([("place", "<u8"), ("copies", "<u4"), ("rank", "<u2"), ("same", "?")])
+MEMBER_COLUMNS = ("group", "order", "id", "id_hash", "place", "normalised")
+# Of a place in a group of `size` documents: `best` says whether it is the one that stays; `first` is the hash of that
+# one's id (0 in an earlier data set), `rank` its rank, `same` whether it has the same normalised text.
+FOUND = np.dtype([("place", "<u8"), ("first", "<u8"), ("size", "<u4"), ("rank", "<u2"), ("best", "?"), ("same", "?")])
 LARGEST = 2**48 - 1
 
 Holder = Shard | Part
@@ -146,7 +147,7 @@ def find_pairs(folder: Folder, key: str, tables: Sequence[Path], rows: int) -> l
 def write_members(
     folder: Folder, key: str, holders: Sequence[tuple[int, Holder]], groups: Sequence[Path], ranks: Ranks, same: bool
 ) -> Record:
-    """Write the documents of holders that are in a group: group, order, id, place and normalised, sorted by group."""
+    """Write the documents of holders that are in a group: group, order, id, its hash, place, normalised, by group."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -155,6 +156,7 @@ def write_members(
             ("group", pa.uint64()),
             ("order", pa.uint64()),
             ("id", pa.large_string()),
+            ("id_hash", pa.uint64()),
             ("place", pa.uint64()),
             ("normalised", pa.uint64()),
         ]
@@ -185,12 +187,21 @@ def _describe(holder: Holder, number: int, members: np.ndarray, rank: int, same:
     count = len(members)
     # One of an earlier data set stays whatever its size, and is never read. No two places are the same.
     order, ids, normalised = np.full(count, rank << 48, np.uint64), pa.nulls(count, pa.large_string()), members[:, 0]
+    hashes = np.zeros(count, np.uint64)
     if isinstance(holder, Part):
-        columns = ("row", "id", "bytes", *(["normalised"] if same else []))
+        columns = ("row", "id", "id_hash", "bytes", *(["normalised"] if same else []))
         table = read_rows(holder, columns, members[:, 0] - np.uint64(first_place(number)))
         order += np.uint64(LARGEST) - table["bytes"].to_numpy().astype(np.uint64)
-        ids, normalised = table["id"], table["normalised"] if same else normalised
-    return {"group": members[:, 1], "order": order, "id": ids, "place": members[:, 0], "normalised": normalised}
+        ids, hashes, normalised = table["id"], table["id_hash"], table["normalised"] if same else normalised
+    places = members[:, 0]
+    return {
+        "group": members[:, 1],
+        "order": order,
+        "id": ids,
+        "id_hash": hashes,
+        "place": places,
+        "normalised": normalised,
+    }
 
 
 def read_rows(part: Part, columns: Sequence[str], rows: np.ndarray) -> "pa.Table":
@@ -203,26 +214,28 @@ def read_rows(part: Part, columns: Sequence[str], rows: np.ndarray) -> "pa.Table
 
 def choose(folder: Folder, key: str, members: Sequence[Path], rows: int) -> Record:
     """FOUND of all members, by ranges of their groups; `values["found"]` names its files, sorted by place."""
-    names, table = [], queries.Sorted(members, ("group", "order", "id", "place", "normalised"), "group")
+    names, table = [], queries.Sorted(members, MEMBER_COLUMNS, "group")
     # Ids make rows about twice as large as those that ranges are made for.
     for number, (low, high) in enumerate(queries.ranges(2 * rows)):
         names.append(f"found-{number:05d}.npy")
         if not folder.file(key, names[-1]).is_file():
             found = queries.collect(table.between(low, high), ("group", "order", "id", "place"))
-            group, order, place, normalised = (
-                found[name].to_numpy() for name in ("group", "order", "place", "normalised")
-            )
-            save(folder.file(key, names[-1]), _found(group, order, place, normalised))
+            columns = (found[name].to_numpy() for name in ("group", "order", "id_hash", "place", "normalised"))
+            save(folder.file(key, names[-1]), _found(*columns))
     return folder.commit(key, names, {"found": names, "documents": rows})
 
 
-def _found(group: np.ndarray, order: np.ndarray, place: np.ndarray, normalised: np.ndarray) -> np.ndarray:
+def _found(
+    group: np.ndarray, order: np.ndarray, id_hash: np.ndarray, place: np.ndarray, normalised: np.ndarray
+) -> np.ndarray:
     """FOUND of members whose groups follow each other, the best document of each first."""
     starts = np.flatnonzero(np.append(True, group[1:] != group[:-1])[: len(group)])
     sizes = np.diff(np.append(starts, len(group)))
     found = np.zeros(len(group), FOUND)
     found["place"] = place
-    found["copies"][starts] = sizes
+    found["best"][starts] = True
+    found["first"] = np.repeat(id_hash[starts], sizes)
+    found["size"] = np.repeat(sizes, sizes)
     found["rank"] = np.repeat(order[starts] >> np.uint64(48), sizes)
     found["same"] = normalised == np.repeat(normalised[starts], sizes)
     return found[np.argsort(place)]

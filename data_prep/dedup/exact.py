@@ -65,8 +65,8 @@ def mark(folder: Folder, key: str, part: Part, number: int, files: Sequence[Path
     """The list of a part: what of it is in the groups of `files` (copies.FOUND) and does not stay is dropped."""
     marks = Marks()
     for row, size, entry in found_of(files, part, number):
-        if entry["copies"]:
-            marks.note(row, f"{entry['copies']} copies")
+        if entry["best"]:
+            marks.note(row, f"{entry['size']} copies")
         else:
             marks.drop(row, size, ranks.earlier(entry["rank"]) or "duplicate")
     return commit(folder, key, {part.name: marks})
@@ -95,7 +95,7 @@ def _staying(pairs: np.ndarray, files: Sequence[Path]) -> np.ndarray:
     rows = np.unique(np.concatenate([pairs, np.stack([firsts, firsts], axis=1)]), axis=0)
     for path in files:
         found = load(path)
-        rows = rows[~np.isin(rows[:, 1], found["place"][found["copies"] == 0])]
+        rows = rows[~np.isin(rows[:, 1], found["place"][~found["best"]])]
     _, group, sizes = np.unique(rows[:, 0], return_inverse=True, return_counts=True)
     return rows[sizes[group] > 1]
 

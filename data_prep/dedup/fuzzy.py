@@ -1,7 +1,8 @@
 """Near duplicates: documents whose normalised texts are equal, or which share a band of their MinHash signatures.
 
 One pass over the text computes both (signatures.py); what follows are queries over the hashes. Of each cluster of
-documents that share something, directly or through others, the best one stays (copies.py).
+documents that share something, directly or through others, the best one stays (copies.py); or all stay, and know their
+cluster, so that none of it is held out while another is trained on.
 
 Memory of a worker: 16 MB of text at a time and about ten times as much while it is hashed, and the keys of a part
 (tables.py).
@@ -42,7 +43,7 @@ class Signing:
 
     @property
     def key(self) -> list:
-        fuzzy = self.config.fuzzy.model_dump(exclude={"expect_matches"}) if self.config.fuzzy else None
+        fuzzy = self.config.fuzzy.model_dump(exclude={"drop", "expect_matches"}) if self.config.fuzzy else None
         return [self.config.normalised, fuzzy, signatures.VERSION, words.version(signatures.SPLITTER)]
 
     @property
@@ -112,21 +113,34 @@ def _arrow(array: np.ndarray) -> "pa.Array":
     return pa.ListArray.from_arrays(bounds, array.ravel())
 
 
-def mark(folder: Folder, key: str, part: Part, number: int, files: Sequence[Path], ranks: Ranks) -> Record:
-    """The list of a part, and the size of each document's cluster as a column of those that stay."""
+def mark(folder: Folder, key: str, part: Part, number: int, files: Sequence[Path], ranks: Ranks, drop: bool) -> Record:
+    """The list of a part, and the size of each document's cluster as a column of those that stay.
+
+    Without `drop` all stay but copies of earlier data sets, and get another column: their cluster, the hash of the id
+    of its best document. The notes of the list name it, so that the list differs where the clusters do.
+    """
     import pyarrow as pa
 
-    marks, sizes = Marks(), np.ones(part.rows, np.int32)
+    marks, sizes, clusters = Marks(), np.ones(part.rows, np.int32), np.zeros(part.rows, np.uint64)
     for row, size, entry in found_of(files, part, number):
-        sizes[row] = entry["copies"]
-        if entry["copies"]:
-            marks.note(row, f"cluster of {entry['copies']}")
-        else:
+        if entry["best"] and drop:
+            marks.note(row, f"cluster of {entry['size']}")
+        elif drop or ranks.earlier(int(entry["rank"])) is not None:
             marks.drop(row, size, _reason(ranks, entry, ranks.of(part)))
-    rows = np.concatenate([np.zeros(0, np.int64), *(table["row"].to_numpy() for table in iterate(part, ("row",)))])
-    rows = rows[sizes[rows] > 0]
+        else:
+            marks.note(row, f"cluster {entry['first']:016x} of {entry['size']}", "in a cluster")
+        sizes[row], clusters[row] = entry["size"], entry["first"]
+    sizes[[row for row, reason in zip(marks.rows, marks.reasons, strict=True) if reason]] = 0
+    tables = list(iterate(part, ("row", "id_hash")))
+    rows = np.concatenate([np.zeros(0, np.int64), *(table["row"].to_numpy() for table in tables)])
+    hashes = np.concatenate([np.zeros(0, np.uint64), *(table["id_hash"].to_numpy() for table in tables)])
+    kept = sizes[rows] > 0
+    rows, hashes = rows[kept], hashes[kept]
+    columns = {"cluster_size": sizes[rows]}
+    if not drop:
+        columns["cluster"] = np.where(clusters[rows] > 0, clusters[rows], hashes)
     with writing(folder.file(key, COLUMNS)) as temporary:
-        write_columns(temporary, part, rows, {"cluster_size": pa.array(sizes[rows])})
+        write_columns(temporary, part, rows, {name: pa.array(column) for name, column in columns.items()})
     lists = {part.name: write_list(folder, key, part.name, marks)} if marks.rows else {}
     return folder.commit(key, [COLUMNS, *(f"{name}.parquet" for name in lists)], {"lists": lists})
 

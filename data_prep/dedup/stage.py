@@ -48,7 +48,7 @@ def run_exact(this: Run, parts: list[Part]) -> list[Part]:
 
 
 def run_fuzzy(this: Run, parts: list[Part]) -> list[Part]:
-    """Drop what `dedup.normalised`, `dedup.fuzzy` and `dedup.against` say; the signatures become columns."""
+    """Drop what `dedup.normalised`, `dedup.fuzzy` and `dedup.against` say; signatures and clusters become columns."""
     config, folder = this.config.dedup, this.folder("fuzzy")
     if config is None or not config.signed:
         return parts
@@ -61,15 +61,18 @@ def run_fuzzy(this: Run, parts: list[Part]) -> list[Part]:
         for part, record in zip(parts, keys, strict=True)
     ]
     record = find_copies(this, "fuzzy", [*signed, *shards], files, _ranks(this), config.normalised)
-    records = _mark(this, "fuzzy", signed, record, fuzzy.mark, fuzzy.MARK_VERSION)
+    drop = config.fuzzy is None or config.fuzzy.drop
+    marks = _mark(this, "fuzzy", signed, record, fuzzy.mark, fuzzy.MARK_VERSION, drop)
+    names = ["cluster_size", *([] if drop else ["cluster"])]
     after = [
-        part.with_columns(folder.file(record.key, fuzzy.COLUMNS), ["cluster_size"], part.key)
-        for part, record in zip(this.apply("fuzzy", signed, records), records, strict=True)
+        part.with_columns(folder.file(mark.key, fuzzy.COLUMNS), names, part.key)
+        for part, mark in zip(this.apply("fuzzy", signed, marks), marks, strict=True)
     ]
     section, expected = (
         ("dedup.fuzzy", config.fuzzy.expect_matches) if config.fuzzy else ("dedup", config.expect_matches)
     )
-    _expect(this, "fuzzy", parts, after, "no near duplicate", f"{section}.expect_matches", expected)
+    if drop or not record.values["documents"]:
+        _expect(this, "fuzzy", parts, after, "no near duplicate", f"{section}.expect_matches", expected)
     return after
 
 
@@ -110,14 +113,19 @@ def _ranks(this: Run) -> Ranks:
 
 
 def _mark(
-    this: Run, stage: str, parts: Sequence[Part], found: Record, function: Callable[..., Record], version: int
+    this: Run,
+    stage: str,
+    parts: Sequence[Part],
+    found: Record,
+    function: Callable[..., Record],
+    version: int,
+    *settings: object,
 ) -> list[Record]:
     """The list of every part, from what `find_copies` found."""
-    files = [this.folder(stage).file(found.key, name) for name in found.values["found"]]
-    tasks = [
-        Task(make_key(stage, version, part.key, number, found.key), function, (part, number, files, _ranks(this)), 0)
-        for number, part in enumerate(parts)
-    ]
+    files, tasks = [this.folder(stage).file(found.key, name) for name in found.values["found"]], []
+    for number, part in enumerate(parts):
+        key = make_key(stage, version, part.key, number, found.key, *settings)
+        tasks.append(Task(key, function, (part, number, files, _ranks(this), *settings), 0))
     return this.tasks(stage, tasks, "lists")
 
 

@@ -158,9 +158,11 @@ def _tokenize(part: Part, encoding: Encoding, file: BinaryIO, place: Path) -> _D
     """Write the tokens of the documents in reading order; `place` is where the file is, for messages."""
     libraries = open_libraries(encoding.directory, encoding.entry.model_dump_json(), encoding.fast)
     encoder = Encoder(*libraries, encoding.lossless)
-    hashes, sizes, lengths = [np.zeros(0, np.uint64)], [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
-    for table in iterate(part, ("id_hash", "text", "bytes")):
+    hashes, split = [np.zeros(0, np.uint64)], [np.zeros(0, np.uint64)]
+    sizes, lengths = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+    for table in iterate(part, [*dict.fromkeys(("id_hash", "text", "bytes", part.split_by))]):
         hashes.append(table["id_hash"].to_numpy())
+        split.append(table[part.split_by].to_numpy())
         sizes.append(table["bytes"].to_numpy())
         for _, texts in Texts.of(table["text"]).batches():
             ids, counts = encoder.encode(texts)
@@ -168,9 +170,9 @@ def _tokenize(part: Part, encoding: Encoding, file: BinaryIO, place: Path) -> _D
             _append(file, tokens.astype(LITTLE[encoding.dtype]), place)
             lengths.append(counts)
             advance(int(texts.bounds[-1] - texts.bounds[0]))
-    hash_of, size_of, length_of = map(np.concatenate, (hashes, sizes, lengths))
+    hash_of, split_of, size_of, length_of = map(np.concatenate, (hashes, split, sizes, lengths))
     keys = mix(hash_of, SHUFFLE_SALT + encoding.seed)
-    return _Documents(keys, held_out(hash_of, encoding.fraction), size_of, length_of)
+    return _Documents(keys, held_out(split_of, encoding.fraction), size_of, length_of)
 
 
 def _append(file: BinaryIO, array: np.ndarray, place: Path) -> None:

@@ -96,11 +96,10 @@ def training_texts(parts: Sequence[Part], max_bytes: int, fraction: float, count
 
     share = max_bytes / max(1, (1 - fraction) * sum(part.bytes for part in parts))
     for part in parts:
-        for table in iterate(part, ("id_hash", "text", "bytes")):
-            hashes = table["id_hash"].to_numpy()
-            wanted = ~held_out(hashes, fraction)
+        for table in iterate(part, [*dict.fromkeys(("id_hash", "text", "bytes", part.split_by))]):
+            wanted = ~held_out(table[part.split_by].to_numpy(), fraction)
             if share < 1:
-                wanted &= chosen(hashes, SAMPLE_SALT, share)
+                wanted &= chosen(table["id_hash"].to_numpy(), SAMPLE_SALT, share)
             table = table.filter(pa.array(wanted))
             yield from table["text"].to_pylist()
             total = pc.sum(table["bytes"]).as_py() or 0
@@ -111,8 +110,8 @@ def training_texts(parts: Sequence[Part], max_bytes: int, fraction: float, count
 
 def _held_out_texts(parts: Sequence[Part], fraction: float) -> Iterator[str]:
     for part in parts:
-        for table in iterate(part, ("id_hash", "text")):
-            chosen = held_out(table["id_hash"].to_numpy(), fraction or 1.0)
+        for table in iterate(part, (part.split_by, "text")):
+            chosen = held_out(table[part.split_by].to_numpy(), fraction or 1.0)
             yield from table["text"].take(np.flatnonzero(chosen)).to_pylist()
 
 
