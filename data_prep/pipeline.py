@@ -82,7 +82,9 @@ def train_model(config: QualityModel, console: Console, workers: Workers | None 
     workers = workers or open_workers("native", config.workers)
     with locked(config.work), workers:
         this = Run(config, console, workers)
-        directory = training.run(this, select(this))
+        parts = select(this)
+        print_funnel(console, this.funnel, {})
+        directory = training.run(this, parts)
         this.prune()
     return directory
 

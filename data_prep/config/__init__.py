@@ -22,8 +22,8 @@ from data_prep.config.language import LanguageConfig
 from data_prep.config.mix import MixConfig, UpsampleConfig
 from data_prep.config.pipeline import VALIDATION_SUFFIX, Pipeline, Selection, ValidationConfig
 from data_prep.config.privacy import PrivacyConfig
-from data_prep.config.quality import QualityConfig
-from data_prep.config.quality_model import QualityModel
+from data_prep.config.quality import JoinConfig, QualityConfig, ScoreLimit, ScorerConfig
+from data_prep.config.quality_model import ClassifierTraining, QualityModel
 from data_prep.config.rules import RulesConfig
 from data_prep.config.select import SelectConfig
 from data_prep.config.shards import OrderConfig, ShardsConfig

@@ -14,11 +14,11 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
-from data_prep.config import Pipeline
+from data_prep.config import Pipeline, QualityModel
 from data_prep.documents import iterate
 from data_prep.engine import open_workers
 from data_prep.ingest.stage import run as read_sources
-from data_prep.pipeline import SELECTING, run
+from data_prep.pipeline import SELECTING, run, train_model
 from data_prep.stages import Run
 from maxlm.config import validate
 from maxlm.data.shards import Manifest, Shards, documents_name
@@ -83,6 +83,22 @@ def pipeline(tmp_path: Path, tree: Path) -> Callable[..., Pipeline]:
     return make
 
 
+@pytest.fixture(scope="session")
+def quality_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of a classifier that tells texts of `make_text` from those with other words."""
+    folder = tmp_path_factory.mktemp("quality")
+    for name, extra in (("prose", " and so it was"), ("mail", " wrote: > buy now")):
+        lines = [json.dumps({"id": str(i), "text": make_text(5000 + i) + extra * (i % 7)}) for i in range(160)]
+        (folder / f"{name}.jsonl").write_text("\n".join(lines))
+    sources = {
+        name: {"kind": "jsonl", "path": str(folder / f"{name}.jsonl"), "id_field": "id"} for name in ("prose", "mail")
+    }
+    training = {"labels": {"prose": ["prose"], "mail": ["mail"]}, "buckets": 1024, "held_out": 0.4}
+    values = {"name": "model", "output": str(folder), "ingest": {"sources": sources}, "classifier": training}
+    with open(os.devnull, "w") as sink:
+        return train_model(validate(values | {"workers": 1}, QualityModel, "test"), Console(file=sink))
+
+
 class Selected:
     """What is left of texts, {source: {id: text}}, after one stage between ingest and tokenizer."""
 
@@ -124,7 +140,7 @@ def select(tmp_path: Path) -> Callable[..., Selected]:
 
 
 @pytest.fixture
-def every_stage(tmp_path: Path, tree: Path, texts: list[str]) -> dict[str, object]:
+def every_stage(tmp_path: Path, tree: Path, texts: list[str], quality_model: Path) -> dict[str, object]:
     """Sections in which every stage finds something, on several shards and splits.
 
     What must hold for all stages, such as an end with the same bytes after any interruption, is tested on them.
@@ -155,6 +171,11 @@ def every_stage(tmp_path: Path, tree: Path, texts: list[str]) -> dict[str, objec
         }
         | matches,
         "decontaminate": {"files": [{"name": "questions", "path": str(tmp_path / "benchmark.txt")}], "margin": 0}
+        | matches,
+        "quality": {
+            "models": {"prose": {"path": str(quality_model)}},
+            "select": [{"score": "prose_rank", "min": 0.02}],
+        }
         | matches,
         "validation": {"fraction": 0.2},
         "shards": {"shard_tokens": 4000},
