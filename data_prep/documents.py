@@ -70,8 +70,9 @@ class Part:
     @property
     def pedigree(self) -> list[str]:
         """Columns of what is known of a document beside its id and text, those that stages added among them."""
-        added = (name for name, _ in self.columns if name not in FINGERPRINTS)
-        return [*dict.fromkeys([*pedigree_schema().names, *added])]
+        own = text_schema().names
+        added = (name for name, _ in self.columns if name not in own and name not in FINGERPRINTS)
+        return [*pedigree_schema().names, *added]
 
     @property
     def split_by(self) -> str:

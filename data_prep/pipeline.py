@@ -23,6 +23,7 @@ from data_prep.language import stage as language
 from data_prep.manifest import save_error
 from data_prep.mix import stage as mix
 from data_prep.privacy import stage as privacy
+from data_prep.privacy.hide import Hiding
 from data_prep.quality import stage as quality
 from data_prep.quality import training
 from data_prep.rules import stage as rules
@@ -63,7 +64,7 @@ def run(
     check(config)
     workers = workers or open_workers("native", config.workers)
     with locked(config.work), workers:
-        this = Run(config, console, workers)
+        this = Run(config, console, workers, Hiding(config).json)
         outputs = walk(this, until)
         if until == "shards":
             this.prune()
@@ -93,7 +94,7 @@ def check(config: Selection) -> None:
     """Raise what would stop a late stage, such as an input that is missing: hours of work should not come before it."""
     if isinstance(config, Pipeline):
         tokenize.check(config)
-    for room in (dedup, decontaminate, quality):
+    for room in (dedup, decontaminate, quality, privacy):
         room.check(config)
 
 

@@ -19,8 +19,12 @@ from maxlm.data.shards import Manifest
 class Run:
     """One run of a pipeline; every stage adds a row to the funnel and marks the results it used."""
 
-    def __init__(self, config: Selection, console: Console, workers: Workers):
+    def __init__(
+        self, config: Selection, console: Console, workers: Workers, hide: Callable[[bytes], bytes] | None = None
+    ):
+        """`hide` takes personal data out of files that are published."""
         self.config, self.console, self.workers = config, console, workers
+        self.hide = hide or (lambda data: data)
         self.funnel: list[FunnelRow] = []
         self.used: dict[str, set[str]] = {}
 
@@ -93,8 +97,8 @@ class Run:
         self.say("output", f"{sum(map(bool, found.values()))} of {len(found)} directories up to date")
 
     def publish(self, source: Path, path: Path) -> None:
-        """Copy a file of a result to where its reader finds it, unless it is there already."""
-        data = source.read_bytes()
+        """Copy a JSON file of a result to where its reader finds it, unless it is there already."""
+        data = self.hide(source.read_bytes())
         if not path.is_file() or path.read_bytes() != data:
             with writing(path) as temporary:
                 temporary.write_bytes(data)

@@ -1,0 +1,171 @@
+"""What becomes of the values that were found: edits, documents that go, and the columns of those that stay.
+
+No text is read. Column `privacy` (list of type, start, stop) says where the placeholders of masked values stand, in
+bytes of the text as this stage leaves it. Ids, addresses, declared languages and steps are masked by the same rules,
+there also where a type would drop the document. An id that changes gets a hash of the former id at its end, so that
+ids stay unique; id_hash becomes the hash of the new id. Whoever can guess the former id can confirm it by that hash.
+
+Memory of a worker: about 0.5 kB for every value of the part, and the ids and addresses of the part where one of them
+is masked.
+"""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from data_prep.config.privacy import TYPES, PrivacyConfig
+from data_prep.documents import Part, iterate, text_schema, write_columns
+from data_prep.lists import Marks, write_list
+from data_prep.manifest import Folder, Record, writing
+from data_prep.privacy.find import NAMES
+from maxlm.data.shards import document_hash
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+VERSION = 1
+FILE, COLUMN = "columns.parquet", "privacy"
+TOO_MANY, IN_NAMES = "more than max_spans values", "in ids and addresses"
+
+
+@dataclass
+class Decided:
+    """What is known after a part: its list; [documents, values, bytes of text lost] by type of those that are masked;
+    places of placeholders and masked names by row."""
+
+    marks: Marks = field(default_factory=Marks)
+    masked: dict[str, list[int]] = field(default_factory=lambda: {name: [0, 0, 0] for name in TYPES})
+    placed: dict[int, list[dict]] = field(default_factory=dict)
+    names: dict[int, dict[str, list[Mapping]]] = field(default_factory=dict)
+
+
+def mask(folder: Folder, key: str, part: Part, spans: Path, config: PrivacyConfig) -> Record:
+    """The list of a part and its columns.
+
+    `values` has `masked` as in `Decided`, the `columns` written, and `content`, a hash of them.
+    """
+    decided = Decided()
+    for row, size, entries in _documents(part, spans, config):
+        _decide(decided, row, size, entries, config)
+    columns = {COLUMN: _places(part, decided.placed), **_names(part, decided.names, config)}
+    with writing(folder.file(key, FILE)) as temporary:
+        write_columns(temporary, part, np.arange(part.rows), columns)
+    content = [
+        sorted(decided.placed.items()),
+        [[name, columns[name].to_pylist()] for name in columns if name != COLUMN],
+    ]
+    values = {
+        "masked": decided.masked,
+        "columns": list(columns),
+        "content": hashlib.sha256(json.dumps(content).encode()).hexdigest()[:32],
+    }
+    lists = {part.name: write_list(folder, key, part.name, decided.marks)} if decided.marks.rows else {}
+    return folder.commit(key, [*(f"{name}.parquet" for name in lists), FILE], values | {"lists": lists})
+
+
+def is_chosen(type: str, kind: str, config: PrivacyConfig) -> bool:
+    return getattr(config, type) != "off" and kind not in config.leave_addresses
+
+
+def _documents(part: Part, spans: Path, config: PrivacyConfig) -> Iterator[tuple[int, int, list[dict]]]:
+    """Row, size of the text and chosen spans of every document that has some, by row."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    chosen = (entry for entry in pq.read_table(spans).to_pylist() if is_chosen(entry["type"], entry["kind"], config))
+    by_row = {row: list(entries) for row, entries in groupby(chosen, key=lambda entry: entry["row"])}
+    for table in iterate(part, ("row", "bytes", "language")):
+        table = table.filter(pa.array(np.isin(table["row"].to_numpy(), list(by_row))))
+        for record in table.to_pylist():
+            if config.languages is None or record["language"] in config.languages:
+                yield record["row"], record["bytes"], by_row[record["row"]]
+
+
+def _decide(decided: Decided, row: int, size: int, entries: Sequence[Mapping], config: PrivacyConfig) -> None:
+    """Mark one document."""
+    in_text = [entry for entry in entries if entry["place"] == "text"]
+    in_names = [entry for entry in entries if entry["place"] != "text"]
+    types = Counter(entry["type"] for entry in in_text)
+    forbidden = next((name for name in TYPES if types[name] and getattr(config, name) == "drop"), None)
+    if forbidden or (config.max_spans is not None and len(in_text) > config.max_spans):
+        decided.marks.drop(row, size, forbidden or TOO_MANY)
+        return
+    notes = [f"{types[name]} {name}" for name in TYPES if types[name]]
+    if in_names:
+        by_place = groupby(in_names, key=lambda entry: entry["place"])
+        decided.names[row] = {place: list(group) for place, group in by_place}
+        notes += [f"{place.partition('/')[0]} masked" for place in decided.names[row]]
+    note = ", ".join(dict.fromkeys(notes))
+    if not in_text:
+        decided.marks.note(row, note, IN_NAMES)
+        return
+    edits, placed, shift = [], [], 0
+    for entry in in_text:
+        start, stop, text = entry["start"], entry["stop"], config.fill(entry["type"], entry["number"])
+        length = len(text.encode())
+        edits.append((start, stop, text))
+        placed.append({"type": entry["type"], "start": start + shift, "stop": start + shift + length})
+        shift += length - (stop - start)
+        decided.masked[entry["type"]][2] += stop - start - length
+    for name, count in types.items():
+        decided.masked[name][0] += 1
+        decided.masked[name][1] += count
+    decided.placed[row] = placed
+    decided.marks.edit(row, edits, note, IN_NAMES if in_names else "masked")
+
+
+def _places(part: Part, placed: Mapping[int, list[dict]]) -> "pa.Array":
+    import pyarrow as pa
+
+    kind = pa.list_(pa.struct([("type", pa.string()), ("start", pa.uint32()), ("stop", pa.uint32())]))
+    return pa.array((placed.get(row, []) for row in range(part.rows)), kind, size=part.rows)
+
+
+def _names(part: Part, masked: Mapping[int, Mapping], config: PrivacyConfig) -> "dict[str, pa.Array]":
+    """The columns beside the text that hold a value in some document, with placeholders."""
+    import pyarrow as pa
+
+    if not masked:
+        return {}
+    # As they stand before lists add their notes to the steps, which happens again when documents are read.
+    own = pa.concat_tables(iterate(replace(part, lists=()), ("id", "id_hash", *NAMES[1:])))
+    columns: dict[str, list[Any]] = {}
+    for row, places in masked.items():
+        for place, entries in places.items():
+            name, _, number = place.partition("/")
+            if name not in columns:
+                columns[name] = own[name].to_pylist()
+            value = columns[name][row]
+            if name == "id":
+                columns[name][row] = hidden_id(filled(value, entries, config), value)
+            elif name == "steps":
+                stage, step = value[int(number)]
+                value[int(number)] = (stage, filled(step, entries, config))
+            else:
+                columns[name][row] = filled(value, entries, config)
+    if "id" in columns:
+        hashes = own["id_hash"].to_numpy().copy()
+        for row in masked:
+            hashes[row] = document_hash(columns["id"][row])
+        columns["id_hash"] = hashes
+    return {name: pa.array(values, text_schema().field(name).type) for name, values in columns.items()}
+
+
+def filled(value: str, entries: Iterable[Mapping], config: PrivacyConfig) -> str:
+    """A value with placeholders in its spans, which are in order."""
+    data, pieces, last = value.encode(), [], 0
+    for entry in entries:
+        pieces += [data[last : entry["start"]], config.fill(entry["type"], entry["number"]).encode()]
+        last = entry["stop"]
+    return b"".join([*pieces, data[last:]]).decode()
+
+
+def hidden_id(masked: str, former: str) -> str:
+    return f"{masked}-{document_hash(former):016x}"
