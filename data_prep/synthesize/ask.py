@@ -42,6 +42,7 @@ class _Asking:
         self.config, self.recipe, self.progress = config, recipe, progress
         self._journal, self._key = journal, key
         self._end = End()
+        self._in_vain = 0
 
     async def run(self, seeds: Iterator[Seed]) -> End:
         totals = self._journal.totals()
@@ -56,6 +57,10 @@ class _Asking:
                     ticker.cancel()
         finally:
             self._commits.close()
+        if self._in_vain:
+            attempts = self.config.server.attempts
+            message = f"{self._in_vain:,} seeds have no answer after {attempts} attempts each; the same command goes on"
+            self._end_by("error", MaxlmError(f"{self.config.server.url}: {message}"))
         return self._end
 
     async def _work(self, seeds: Iterator[Seed]) -> None:
@@ -77,6 +82,7 @@ class _Asking:
         while isinstance(request := await self._commits.call(self.recipe.follow, seed, self._journal.answer), Request):
             answer = await self._client.ask(request)
             if answer is None:
+                self._in_vain += 1
                 return
             asked = True
             self.progress.answers += 1
