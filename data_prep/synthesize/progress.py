@@ -48,7 +48,7 @@ class Progress:
         asked = self.done - self.known
         parts = [
             f"{self.done:,} of {self.seeds:,} seeds",
-            f"{self.answers / max(seconds, TICK):.1f} answers/s",
+            f"{self.answers / max(seconds, TICK):.1f} requests/s",
             f"{count(self.tokens / max(seconds, TICK))} tokens/s",
             *([] if cost is None else [dollars(cost)]),
             *([f"{duration((self.seeds - self.done) * seconds / asked)} left"] if asked else []),

@@ -82,7 +82,7 @@ def _say(this: Run, summary: dict[str, Any], end: End) -> None:
         this.warn(f"in doubt: at most {summary['in_doubt']:,} requests may be paid without an answer{paid}")
     if summary["uncounted"]:
         this.warn(f"the server did not count the tokens of {summary['uncounted']:,} answers; the most is taken")
-    this.say("output", f"{config.directory}, with {SUMMARY}; the answers are in {JOURNAL}, which is never sent again")
+    this.say("output", f"{config.directory}: documents-*.jsonl, {SUMMARY}; {JOURNAL} holds what was paid: keep it")
     if end.reason == "max_cost":
         this.say("next", f"max_cost is reached, {summary['left']:,} seeds are left; with more the same command goes on")
     elif summary["left"]:

@@ -200,6 +200,17 @@ def test_what_was_in_flight_at_a_kill_counts_for_the_limit(tmp_path, recipe):
     assert summary["cost"] + summary["cost_in_doubt"] <= 20
 
 
+def test_seeds_that_are_the_same_are_both_paid_and_both_counted(tmp_path, recipe):
+    with AnswerServer(latency=0.3) as server:
+        config = recipe(server, seeds=1, **PRICES)
+        path = tmp_path / "seeds.jsonl"
+        path.write_text(path.read_text() * 2)
+        summary = run(config)
+        assert summary["requests"] == 2 == outcomes(server)["answered"] and summary["answered"] == 1
+        assert summary["output_tokens"] == sum(entry.output_tokens for entry in server.entries)
+        assert summary["kept"] == 2 and summary["in_doubt"] == 0
+
+
 def test_a_reservation_waits_for_room_that_others_may_leave():
     class Request:
         input_tokens, output_tokens = 0, 1_000_000
@@ -370,8 +381,8 @@ def test_progress_says_rates_cost_and_the_time_left(monkeypatch):
         console = Console(record=True, width=200, file=sink)
         with Progress(console, 100) as progress:
             progress.done, progress.known, progress.answers, progress.tokens = 40, 20, 30, 9000
-            assert progress.text(1.234, 10.0) == ("40 of 100 seeds, 3.0 answers/s, 900 tokens/s, $1.23, 30 s left")
-            assert progress.text(None, 10.0) == "40 of 100 seeds, 3.0 answers/s, 900 tokens/s, 30 s left"
+            assert progress.text(1.234, 10.0) == ("40 of 100 seeds, 3.0 requests/s, 900 tokens/s, $1.23, 30 s left")
+            assert progress.text(None, 10.0) == "40 of 100 seeds, 3.0 requests/s, 900 tokens/s, 30 s left"
             progress.show(None)
             assert console.export_text(clear=False) == ""
             now = time.monotonic()
