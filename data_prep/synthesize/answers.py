@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from jsonschema.protocols import Validator
 
 PLAIN = "answer"
-FENCED = re.compile(r"```\w*[ \t]*\n(.*?)\n?[ \t]*```", re.DOTALL)
+FENCED = re.compile(r"```\w*\s+(.*)```", re.DOTALL)
 SCORE_SCHEMA = {"type": "object", "properties": {"score": {"type": "number"}}, "required": ["score"]}
 # Of a message about an answer, which may quote all of it.
 MESSAGE_CHARACTERS = 300
@@ -84,13 +84,15 @@ class Shape:
             return Invalid("empty")
         if self.validator is None:
             return {PLAIN: answer.content}
-        fenced = FENCED.search(answer.content)
-        try:
-            value = json.loads(fenced[1] if fenced else answer.content, parse_constant=_refuse)
-            json.dumps(value, ensure_ascii=False).encode()  # escapes can make what UTF-8 does not have
-        except (ValueError, RecursionError) as error:
-            return Invalid("not JSON", str(error)[:MESSAGE_CHARACTERS])
-        return self._check(value)
+        problem = ""
+        for text in (answer.content, *FENCED.findall(answer.content)):
+            try:
+                value = _parse(text)
+            except (ValueError, RecursionError) as error:
+                problem = str(error)[:MESSAGE_CHARACTERS]
+            else:
+                return self._check(value)
+        return Invalid("not JSON", problem)
 
     def _check(self, value: Any) -> dict[str, Any] | Invalid:
         from referencing.exceptions import Unresolvable
@@ -100,6 +102,13 @@ class Shape:
         except Unresolvable as problem:
             raise ConfigError(f"the schema of answers refers to what it does not have ({problem.ref})") from None
         return value if error is None else Invalid("schema", f"{error.json_path}: {error.message}"[:MESSAGE_CHARACTERS])
+
+
+def _parse(text: str) -> Any:
+    """A value that can be written as JSON in UTF-8 again: Python reads NaN and 1e999, and escapes that are no text."""
+    value = json.loads(text)
+    json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+    return value
 
 
 def _read(name: str) -> Any:
@@ -119,10 +128,6 @@ def _references(schema: Any) -> list[str]:
         own = [value for key, value in schema.items() if key in ("$ref", "$dynamicRef") and isinstance(value, str)]
         return own + [ref for value in schema.values() for ref in _references(value)]
     return [ref for value in schema for ref in _references(value)] if isinstance(schema, list) else []
-
-
-def _refuse(constant: str) -> Any:
-    raise ValueError(f"{constant} is no JSON")
 
 
 def as_text(value: Any) -> str:
