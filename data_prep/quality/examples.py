@@ -68,9 +68,7 @@ def find(this: Run, parts: Sequence[Part], config: ClassifierTraining) -> tuple[
     for label, sources in config.labels.items():
         labelled[label] = [part for part in parts if part.source in sources and part.documents]
         if not labelled[label]:
-            raise DataError(
-                f"label '{label}': no document is left of {', '.join(sources)}; see what the stages dropped"
-            )
+            raise DataError(f"label '{label}': no document of {', '.join(sources)} is left; see what stages dropped")
     over = [name for name, group in labelled.items() if sum(part.bytes for part in group) > config.max_bytes]
     choice = [
         Task(make_key(CHOICE, VERSION, keys, config.max_bytes), find_limit, (labelled[name], config.max_bytes), 0)
@@ -137,7 +135,8 @@ def _groups(ids: Sequence[str], expression: re.Pattern) -> "pa.Array":  # noqa: 
     import pyarrow as pa
 
     found = [expression.search(name.partition("/")[2]) for name in ids]
-    return pa.array([document_hash(match[0] if match else name) for match, name in zip(found, ids, strict=True)])
+    hashes = [document_hash(match[0] if match else name) for match, name in zip(found, ids, strict=True)]
+    return pa.array(hashes, pa.uint64())
 
 
 def load(paths: Sequence[Path], sources: Sequence[str], labels: Mapping[str, Sequence[str]]) -> Examples:
