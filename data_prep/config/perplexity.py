@@ -16,7 +16,7 @@ class PerplexityTraining(Section):
     )
     splitter: str = Field(
         "unicode",
-        description="Word splitter: unicode (every Han character is a word), jieba (Chinese by its words) or whitespace.",
+        description="Word splitter: unicode (a Han character is a word), jieba (Chinese by its words) or whitespace.",
     )
     fold: bool = Field(
         True, description="Whether words that differ in case, compatibility forms or Chinese script alone are the same."
@@ -32,7 +32,7 @@ class PerplexityTraining(Section):
     prune: list[Annotated[int, Field(ge=0, strict=True)]] = Field(
         [0, 0, 1],
         min_length=1,
-        description="n-grams that occur at most so often are left out, by their length; the last holds for longer ones.",
+        description="n-grams that occur at most so often are left out, by length; the last holds for longer ones.",
     )
     vocabulary: Count | None = Field(
         2**18, description="Words that the model knows, the most frequent ones; null for all. The others are unknown."

@@ -36,7 +36,8 @@ class ClassifierTraining(Section):
     group: str | None = Field(
         None,
         description="Regular expression; documents in whose ids it finds the same text fall on the same side of the "
-        "evaluation, for example ^[^#]+ for parts FILE#1, FILE#2 of a file. Null: each document by itself.",
+        "evaluation, for example ^[^#]+ for parts FILE#1, FILE#2 of a file. Null: each document by itself, or near "
+        "duplicates together where dedup.fuzzy keeps and knows them.",
     )
     max_bytes: Count = Field(
         2**26,

@@ -21,6 +21,7 @@ from maxlm.errors import DataError
 VERSION = 1
 CHOICE, STAGE = "model-choice", "model-examples"
 DOCUMENTS, FEATURES = "documents.parquet", "features.bin"
+COLUMNS = ("id", "id_hash", "hash", "language", "bytes", "text")
 HELD_OUT_SALT, EVALUATION_SALT, ORDER_SALT = 2**34, 2**34 + 1, 2**35
 TRAINED, CALIBRATING, EVALUATING, COPIES = range(4)
 
@@ -108,7 +109,7 @@ def extract(
         pq.ParquetWriter(documents, _schema(), compression="zstd") as writer,
         open(numbers, "wb") as file,
     ):
-        for table in iterate(part, ("id", "id_hash", "hash", "language", "bytes", "text")):
+        for table in iterate(part, list(dict.fromkeys((*COLUMNS, part.split_by)))):
             advance(int(table["bytes"].to_numpy().sum()))
             if first is not None:
                 table = table.filter(pa.array(mix(table["id_hash"].to_numpy(), LIMIT_SALT) < np.uint64(first)))
@@ -117,7 +118,7 @@ def extract(
                 found, bounds = features.buckets(features.hashed(texts), ngram, buckets)
                 found.astype("<i4").tofile(file)
                 counts.append(np.diff(bounds))
-            groups = table["id_hash"] if expression is None else _groups(table["id"].to_pylist(), expression)
+            groups = table[part.split_by] if expression is None else _groups(table["id"].to_pylist(), expression)
             columns = [table["id_hash"], groups, table["hash"], table["language"], np.concatenate(counts)]
             writer.write_table(pa.table(columns, schema=_schema()))
     return folder.commit(key, [DOCUMENTS, FEATURES])
