@@ -6,21 +6,20 @@ import re
 from data_prep.privacy.rules import Rule, Span, after, before
 
 # The part before the @ is read backward from there. RFC 5322 allows more characters, such as / = ?, which in text
-# rather stand around an address; 64 bytes is the longest local part (RFC 5321, 4.5.3.1.1).
+# rather stand around an address; 64 bytes is the longest local part (RFC 5321, 4.5.3.1.1), 63 the longest label.
 LOCAL = re.compile(rb"[a-z0-9][a-z0-9._+'-]*\Z")
-DOMAIN = rb"(?:[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?\.)+(?:xn--[A-Za-z0-9-]+|[A-Za-z]+)"
-SUFFIX = re.compile(rb"xn--[a-z0-9-]{2,59}|[a-z]{2,24}")
+DOMAIN = rb"(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.){1,16}(?:xn--[A-Za-z0-9-]{2,59}|[A-Za-z]{2,24})"
 # Names of files that have an @ in them, as pictures for dense screens do.
 FILES = (b"png", b"jpg", b"jpeg", b"gif", b"svg", b"webp", b"css", b"html", b"json", b"js", b"xml")
 
 
 def check_email(data: bytes, match: re.Match) -> Span | None:
     local = LOCAL.search(before(data, match.start(), 64))
-    suffix = data[match.start() : match.end()].lower().rpartition(b".")[2]
-    if local is None or not SUFFIX.fullmatch(suffix) or suffix in FILES:
+    suffix, behind = data[match.start() : match.end()].lower().rpartition(b".")[2], after(data, match.end(), 1)
+    if local is None or local[0].endswith(b".") or suffix in FILES:
         return None
     # `weights@x.dot(y)` is a product, and git@ an account that everybody has.
-    if local[0] in (b"git", b"hg", b"svn") or after(data, match.end(), 1) == b"(" or local[0].endswith(b"."):
+    if local[0] in (b"git", b"hg", b"svn") or behind == b"(" or behind.isalnum():
         return None
     return Span("email", match.start() - len(local[0]), match.end())
 
@@ -34,8 +33,12 @@ VERSION = re.compile(
     + rb"){0,3})\Z"
 )
 ADDRESS = re.compile(
-    rb"(?:\bip|addr|address|host|server|from|ping|[\[(/@]|" + "|".join(["地址", "服务器"]).encode() + rb")\W{0,6}\Z"
+    rb"(?:\bip|addr|address|host|server|from|ping|[\[(/@]|"
+    + "|".join(["地址", "服务器"]).encode()
+    + rb")[ \t:='\"]{0,4}\Z"
 )
+# Behind the number of a section, at the beginning of a line, its title follows.
+TITLE = re.compile(rb"\.?[ \t]+[A-Z\xe4-\xe9]")
 
 
 def check_ipv4(data: bytes, match: re.Match) -> Span | None:
@@ -52,16 +55,17 @@ def check_ipv4(data: bytes, match: re.Match) -> Span | None:
         kind = "version"
     if kind == "global" and not ADDRESS.search(head):
         small = sum(part < 10 for part in address.packed)
-        kind = "version" if small == 4 or (small >= 2 and address.packed[0] <= 32) else kind
+        title = re.search(rb"(?:\A|\n)[ \t#]*\Z", head) and TITLE.match(after(data, stop, 4))
+        kind = "version" if small >= 3 or (small == 2 and (title or address.packed[0] <= 32)) else kind
     return Span("ipv4", start, stop, kind)
 
 
 def check_ipv6(data: bytes, match: re.Match) -> Span | None:
-    start = match.start()
-    # A colon behind an address is no part of it, two are.
-    stop = match.end() - (data[match.end() - 2 : match.end()] != b"::" and data[match.end() - 1 : match.end()] == b":")
+    start, stop = match.span()
     if re.search(rb"[\w:.]\Z", before(data, start, 1)) or re.match(rb"[\w:]", after(data, stop, 1)):
         return None
+    if re.search(rb"[^:]:\Z", data[start:stop]):
+        stop -= 1  # it ends a clause
     try:
         address = ipaddress.IPv6Address(data[start:stop].decode())
     except ValueError:

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -21,6 +22,9 @@ from data_prep.manifest import Folder, Record, writing
 from data_prep.privacy import addresses, numbers, secrets
 from data_prep.privacy.rules import Scanner, Span, compile_bytes, resolved
 from data_prep.text.texts import Texts
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 VERSION = 1
 FILE = "spans.parquet"
@@ -48,22 +52,17 @@ def find(folder: Folder, key: str, part: Part, phone_regions: Sequence[str], _: 
     """Write the spans of a part, in columns as SCHEMA has them: row of the document, place ("text", "url", "steps/0"),
     type, kind of address, start and stop in bytes of what stands there, number of the value."""
     import pyarrow as pa
+    import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
     scan, found = scanner(tuple(phone_regions)), []
     for table in iterate(part, ("row", "text", *NAMES)):
-        column = Texts.of(table["text"])
-        data, first = column.data[column.bounds[0] : column.bounds[-1]].tobytes(), int(column.bounds[0])
-        edges = (column.bounds - first).tolist()
-        texts = [data[start:stop] for start, stop in zip(edges, edges[1:], strict=False)]
-        names = [in_places(record) for record in table.select(NAMES).to_pylist()]
-        in_texts = in_each(scan, texts)
-        in_names = iter(in_each(scan, [value for record in names for value in record.values()]))
-        for row, text, spans, record in zip(table["row"].to_pylist(), texts, in_texts, names, strict=True):
-            others = {place: next(in_names) for place in record}
-            if spans or any(others.values()):
-                found += _document(row, {"text": text} | record, {"text": spans} | others)
-        advance(len(data))
+        spans = _in_table(scan, table)
+        records = table.take(list(spans)).to_pylist() if spans else []
+        for record, by_place in zip(records, spans.values(), strict=True):
+            values = {"text": record["text"].encode(), **in_places(record)}
+            found += _document(record["row"], values, {place: by_place.get(place, []) for place in values})
+        advance(pc.sum(pc.binary_length(table["text"])).as_py())
     columns = zip(*found, strict=True) if found else [()] * len(SCHEMA)
     arrays = [pa.array(column, pa.type_for_alias(kind)) for column, kind in zip(columns, SCHEMA.values(), strict=True)]
     with writing(folder.file(key, FILE)) as temporary:
@@ -71,21 +70,39 @@ def find(folder: Folder, key: str, part: Part, phone_regions: Sequence[str], _: 
     return folder.commit(key, [FILE], {"spans": len(found)})
 
 
+def _in_table(scan: Scanner, table: "pa.Table") -> dict[int, dict[str, list[Span]]]:
+    """What is found in documents, by their number and by place; documents without anything cost nothing here."""
+    import pyarrow.compute as pc
+
+    found: dict[int, dict[str, list[Span]]] = {}
+    for name in ("text", *NAMES[:-1]):
+        for number, spans in in_texts(scan, Texts.of(pc.fill_null(table[name], ""))).items():
+            found.setdefault(number, {})[name] = spans
+    steps = table["steps"].combine_chunks()
+    firsts = steps.offsets.to_numpy() - steps.offsets[0].as_py()
+    for item, spans in in_texts(scan, Texts.of(steps.items)).items():
+        number = int(np.searchsorted(firsts, item, "right")) - 1
+        found.setdefault(number, {})[f"steps/{item - firsts[number]}"] = spans
+    return dict(sorted(found.items()))
+
+
+def in_texts(scan: Scanner, texts: Texts) -> dict[int, list[Span]]:
+    """The spans of the texts that have some, by their number; spans of one text do not overlap."""
+    bounds = texts.bounds - texts.bounds[0]
+    joined = np.insert(texts.data[texts.bounds[0] : texts.bounds[-1]], bounds[1:], 0)
+    starts = (bounds + np.arange(len(bounds))).tolist()
+    found: dict[int, list[Span]] = {}
+    for span in scan.spans(joined.tobytes()):
+        number = bisect_right(starts, span.start) - 1
+        found.setdefault(number, []).append(span.moved(-starts[number]))
+    return {number: resolved(spans) for number, spans in found.items()}
+
+
 def in_places(record: Mapping) -> dict[str, bytes]:
     """The values beside a document's text, by place."""
     plain = {name: record[name] for name in NAMES if name != "steps"}
     steps = {f"steps/{number}": value for number, (_, value) in enumerate(record["steps"] or ())}
     return {place: value.encode() for place, value in (plain | steps).items() if value}
-
-
-def in_each(scan: Scanner, texts: Sequence[bytes]) -> list[list[Span]]:
-    """The spans of every text, which do not overlap."""
-    found: list[list[Span]] = [[] for _ in texts]
-    starts = np.cumsum([0, *(len(text) + 1 for text in texts)]).tolist()
-    for span in scan.spans(b"\0".join(texts)):
-        number = bisect_right(starts, span.start) - 1
-        found[number].append(span.moved(-starts[number]))
-    return [resolved(spans) for spans in found]
 
 
 def _document(row: int, values: Mapping[str, bytes], spans: Mapping[str, Sequence[Span]]) -> Iterator[tuple]:
@@ -113,9 +130,11 @@ def everywhere(values: Mapping[str, bytes], spans: Mapping[str, Sequence[Span]])
     }
     # In text, e-mail addresses are found by their form, wherever they are.
     by_words = {value: span for value, span in known.items() if span.type != "email"}
+    names = b"\0".join(data for place, data in values.items() if place != "text")
+    named = {value: span for value, span in known.items() if value in names}
     result = {}
     for place, data in values.items():
-        again = list(occurrences(data, by_words if place == "text" else known))
+        again = list(occurrences(data, by_words if place == "text" else named))
         same = {(span.start, span.stop) for span in again}
         kept = [span for span in spans[place] if (span.start, span.stop) not in same]
         result[place] = resolved([*kept, *again])
@@ -142,5 +161,8 @@ def _joined(data: bytes, place: int) -> bool:
 
 def find_all(texts: Sequence[str], phone_regions: Sequence[str] = ("CN", "US")) -> list[list[tuple[str, int, int]]]:
     """Type, first byte and the byte behind the last of all values in texts, those of addresses that are left aside."""
-    found = in_each(scanner(tuple(phone_regions)), [text.encode() for text in texts])
-    return [[(span.type, span.start, span.stop) for span in spans if span.kind in ("", "global")] for spans in found]
+    found = in_texts(scanner(tuple(phone_regions)), Texts.from_strings(list(texts)))
+    return [
+        [(span.type, span.start, span.stop) for span in found.get(number, ()) if span.kind in ("", "global")]
+        for number in range(len(texts))
+    ]

@@ -5,8 +5,9 @@ import re
 from dataclasses import dataclass
 
 from data_prep.config import Selection
-from data_prep.privacy.find import in_each, scanner
+from data_prep.privacy.find import in_texts, scanner
 from data_prep.privacy.mask import filled, hidden_id, is_chosen
+from data_prep.text.texts import Texts
 
 STRING = re.compile(rb'"(?:[^"\\]|\\.)*"')
 
@@ -22,7 +23,7 @@ class Hiding:
         privacy = self.config.privacy
         if privacy is None:
             return text
-        (spans,) = in_each(scanner(tuple(privacy.phone_regions)), [text.encode()])
+        spans = in_texts(scanner(tuple(privacy.phone_regions)), Texts.from_strings([text])).get(0, [])
         numbers: dict[str, int] = {}
         chosen = [
             {

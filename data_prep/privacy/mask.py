@@ -11,6 +11,7 @@ is masked.
 
 import hashlib
 import json
+from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -32,18 +33,21 @@ if TYPE_CHECKING:
 
 VERSION = 1
 FILE, COLUMN = "columns.parquet", "privacy"
+BATCH = 2**14
 TOO_MANY, IN_NAMES = "more than max_spans values", "in ids and addresses"
 
 
 @dataclass
 class Decided:
     """What is known after a part: its list; [documents, values, bytes of text lost] by type of those that are masked;
-    places of placeholders and masked names by row."""
+    masked names by row; and where placeholders stand: how many by row, and of each the number of its type, start, stop.
+    """
 
     marks: Marks = field(default_factory=Marks)
     masked: dict[str, list[int]] = field(default_factory=lambda: {name: [0, 0, 0] for name in TYPES})
-    placed: dict[int, list[dict]] = field(default_factory=dict)
     names: dict[int, dict[str, list[Mapping]]] = field(default_factory=dict)
+    counts: dict[int, int] = field(default_factory=dict)
+    places: tuple[array, array, array] = field(default_factory=lambda: (array("B"), array("I"), array("I")))
 
 
 def mask(folder: Folder, key: str, part: Part, spans: Path, config: PrivacyConfig) -> Record:
@@ -54,16 +58,14 @@ def mask(folder: Folder, key: str, part: Part, spans: Path, config: PrivacyConfi
     decided = Decided()
     for row, size, entries in _documents(part, spans, config):
         _decide(decided, row, size, entries, config)
-    columns = {COLUMN: _places(part, decided.placed), **_names(part, decided.names, config)}
+    names = _names(part, decided.names, config)
     with writing(folder.file(key, FILE)) as temporary:
-        write_columns(temporary, part, np.arange(part.rows), columns)
-    content = [
-        sorted(decided.placed.items()),
-        [[name, columns[name].to_pylist()] for name in columns if name != COLUMN],
-    ]
+        write_columns(temporary, part, np.arange(part.rows), {COLUMN: _places(part, decided), **names})
+    content = [decided.counts, [list(column) for column in decided.places]]
+    content += [[name, column.to_pylist()] for name, column in names.items()]
     values = {
         "masked": decided.masked,
-        "columns": list(columns),
+        "columns": [COLUMN, *names],
         "content": hashlib.sha256(json.dumps(content).encode()).hexdigest()[:32],
     }
     lists = {part.name: write_list(folder, key, part.name, decided.marks)} if decided.marks.rows else {}
@@ -79,13 +81,18 @@ def _documents(part: Part, spans: Path, config: PrivacyConfig) -> Iterator[tuple
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    chosen = (entry for entry in pq.read_table(spans).to_pylist() if is_chosen(entry["type"], entry["kind"], config))
-    by_row = {row: list(entries) for row, entries in groupby(chosen, key=lambda entry: entry["row"])}
-    for table in iterate(part, ("row", "bytes", "language")):
-        table = table.filter(pa.array(np.isin(table["row"].to_numpy(), list(by_row))))
-        for record in table.to_pylist():
-            if config.languages is None or record["language"] in config.languages:
-                yield record["row"], record["bytes"], by_row[record["row"]]
+    with pq.ParquetFile(spans) as file:
+        having = np.unique(file.read(["row"])["row"].to_numpy())
+        known: dict[int, tuple[int, str | None]] = {}
+        for table in iterate(part, ("row", "bytes", "language")):
+            table = table.filter(pa.array(np.isin(table["row"].to_numpy(), having)))
+            known |= {record["row"]: (record["bytes"], record["language"]) for record in table.to_pylist()}
+        entries = (entry for batch in file.iter_batches(BATCH) for entry in batch.to_pylist())
+        chosen = (entry for entry in entries if is_chosen(entry["type"], entry["kind"], config))
+        for row, group in groupby(chosen, key=lambda entry: entry["row"]):
+            size, language = known[row]
+            if config.languages is None or language in config.languages:
+                yield row, size, list(group)
 
 
 def _decide(decided: Decided, row: int, size: int, entries: Sequence[Mapping], config: PrivacyConfig) -> None:
@@ -106,26 +113,35 @@ def _decide(decided: Decided, row: int, size: int, entries: Sequence[Mapping], c
     if not in_text:
         decided.marks.note(row, note, IN_NAMES)
         return
-    edits, placed, shift = [], [], 0
+    edits, shift = [], 0
     for entry in in_text:
         start, stop, text = entry["start"], entry["stop"], config.fill(entry["type"], entry["number"])
         length = len(text.encode())
         edits.append((start, stop, text))
-        placed.append({"type": entry["type"], "start": start + shift, "stop": start + shift + length})
+        placed = (TYPES.index(entry["type"]), start + shift, start + shift + length)
+        for column, value in zip(decided.places, placed, strict=True):
+            column.append(value)
         shift += length - (stop - start)
         decided.masked[entry["type"]][2] += stop - start - length
     for name, count in types.items():
         decided.masked[name][0] += 1
         decided.masked[name][1] += count
-    decided.placed[row] = placed
+    decided.counts[row] = len(edits)
     decided.marks.edit(row, edits, note, IN_NAMES if in_names else "masked")
 
 
-def _places(part: Part, placed: Mapping[int, list[dict]]) -> "pa.Array":
+def _places(part: Part, decided: Decided) -> "pa.Array":
     import pyarrow as pa
 
-    kind = pa.list_(pa.struct([("type", pa.string()), ("start", pa.uint32()), ("stop", pa.uint32())]))
-    return pa.array((placed.get(row, []) for row in range(part.rows)), kind, size=part.rows)
+    counts = np.zeros(part.rows + 1, np.int32)
+    for row, count in decided.counts.items():
+        counts[row + 1] = count
+    kinds, starts, stops = map(np.array, decided.places)
+    types = pa.array(TYPES, pa.string()).take(pa.array(kinds, pa.uint8()))
+    columns = [types, pa.array(starts, pa.uint32()), pa.array(stops, pa.uint32())]
+    return pa.ListArray.from_arrays(
+        np.cumsum(counts, dtype=np.int32), pa.StructArray.from_arrays(columns, ["type", "start", "stop"])
+    )
 
 
 def _names(part: Part, masked: Mapping[int, Mapping], config: PrivacyConfig) -> "dict[str, pa.Array]":

@@ -88,11 +88,12 @@ def is_valid(number: str, region: str | None) -> bool:
 
 def check_international(data: bytes, match: re.Match) -> Span | None:
     """A number with its country's code. What stands behind it with a space between may be another number."""
-    start, stop = match.start(), match.end()
+    start, stop = match.span()
+    if not is_number_of_its_own(data, start, stop):
+        return None
     while stop - start > 7:
-        number = digits_of(data, start, stop).removeprefix("00")
-        if is_valid(f"+{number}", None):
-            return Span("phone", start, stop) if is_number_of_its_own(data, start, stop) else None
+        if is_valid("+" + digits_of(data, start, stop).removeprefix("00"), None):
+            return Span("phone", start, stop)
         stop = start + max(map(data[start:stop].rfind, (b" ", b"-", b".", b"(")))
     return None
 

@@ -105,9 +105,9 @@ def after(data: bytes, position: int, count: int) -> bytes:
 
 # Numbers behind these words, or behind #, are no phone and no card (Dolma looks for isbn, doi and # likewise).
 OTHER_NUMBERS = re.compile(
-    rb"(?:#|(?:isbn|issn|doi|pmid|order|invoice|tracking|serial|ticket|issue|\bbug|sku|\bqq|"
+    rb"(?:#|(?:isbn|issn|doi|pmid|order|invoice|tracking|serial|ticket|issue|\bbug|sku|seed|_rng|\bqq|"
     + "|".join(["订单", "单号", "编号", "书号", "序列号", "货号", "群号"]).encode()
-    + rb")(?:[ _-]?(?:numbers?|nos?|nr|id|code))?(?:[ :=.#\"'-]|"
+    + rb")(?:[ _-]?(?:numbers?|nos?|nr|id|code))?(?:[ :=.#(\"'-]|"
     + "|".join(["：", "为", "是", "号"]).encode()
     + rb"){0,4})\Z"
 )
@@ -121,6 +121,9 @@ def is_number_of_its_own(data: bytes, start: int, stop: int) -> bool:
     """Whether digits start..stop are not a piece of a longer number or identifier, and not of something counted."""
     head, tail = before(data, start, 48), after(data, stop, 4)
     if re.search(rb"\w-\Z|\d[.,:]\Z", head) or re.match(rb"-\w|[.:]\d|,\d{3}\b", tail):
+        return False
+    # A term of a formula.
+    if re.search(rb"[*^%] ?\Z|[\w)] [+] \Z", head) or re.match(rb" ?[*^]", tail):
         return False
     if b" " in data[start:stop] and (re.search(rb"\d \Z", head) or re.match(rb" \d", tail)):
         return False

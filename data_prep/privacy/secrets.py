@@ -58,11 +58,11 @@ LONGEST_KEY = 2**14
 
 
 def check_private_key(data: bytes, match: re.Match) -> Span | None:
-    """A private key (RFC 7468) from its first line to its last, or as far as its lines go."""
+    """A private key (RFC 7468) from its first line to its last, or as far as its lines go; without lines it is none."""
     rest = after(data, match.end(), LONGEST_KEY)
     end = re.search(rb"-----END [A-Z0-9 ]{0,32}PRIVATE KEY(?: BLOCK)?-----", rest)
     stop = match.end() + (end.end() if end else re.match(rb"(?:\s*[A-Za-z0-9+/=]{16,}(?=\s|$))*", rest).end())
-    if stop == match.end() or len(re.sub(rb"\s", b"", data[match.end() : stop])) < 60:
+    if not re.search(rb"[A-Za-z0-9+/=]{32}", data[match.end() : stop]):
         return None
     return Span("secret", match.start(), stop)
 
@@ -86,6 +86,10 @@ def is_placeholder(value: bytes) -> bool:
 
 
 QUOTED = re.compile(rb"([\"'`])([^\"'`\s\0]{8,512})\1")
+# What a name ends in that is no secret itself.
+PLAIN = re.compile(
+    rb"(?:version|name|type|url|uri|path|file|field|class|length|size|format|prefix)s?\W*\Z", re.IGNORECASE
+)
 # Without quotes a value takes the rest of the line, and is no call, index or name with points.
 BARE = re.compile(rb"()([A-Za-z0-9+/=_!$%*?.^~@#&-]{8,512})[ \t\r]*(?:\n|\0|\\n|$)")
 NAMED = re.compile(rb"[A-Za-z_]\w*(?:(?:\.|->|::)[A-Za-z_]\w*)+")
@@ -93,6 +97,8 @@ NAMED = re.compile(rb"[A-Za-z_]\w*(?:(?:\.|->|::)[A-Za-z_]\w*)+")
 
 def check_assigned(data: bytes, match: re.Match) -> Span | None:
     """A value behind a name such as password and a sign such as =, if it looks drawn at random."""
+    if PLAIN.search(match[0]):
+        return None
     value = QUOTED.match(data, match.end())
     if value is None and match[0].rstrip().endswith((b"=", b"=>")):
         value = BARE.match(data, match.end())

@@ -154,6 +154,7 @@ def every_stage(tmp_path: Path, tree: Path, texts: list[str], quality_model: Pat
         *(f"{make_text(2000 + i)} {second} {make_text(3000 + i)}" for i in range(2)),
         "臺灣與香港的學校教漢語的歷史,這裡是關於語言學習的書籍。" * 4,
         "too few words",
+        f"{make_text(4000)} somebody@fensolket.example {make_text(4001)}",
     ]
     for number, text in enumerate(extra):
         (tree / f"extra{number}.txt").write_bytes(text.encode())
@@ -177,6 +178,7 @@ def every_stage(tmp_path: Path, tree: Path, texts: list[str], quality_model: Pat
             "select": [{"score": "prose_rank", "min": 0.02}],
         }
         | matches,
+        "privacy": {"placeholder": "<{type}>"} | matches,
         "validation": {"fraction": 0.2},
         "shards": {"shard_tokens": 4000},
     }
