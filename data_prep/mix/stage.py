@@ -6,7 +6,6 @@ order tokenizes nothing again. Held-out documents stay as they are.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
-from pathlib import Path
 
 from data_prep.config import Pipeline, UpsampleConfig
 from data_prep.documents import Part
@@ -123,7 +122,7 @@ class Mixing:
         }
 
     def report(self, after: Sequence[runs.Run]) -> None:
-        """Print the table of shares, and publish it beside the outputs."""
+        """Print the table of shares, and publish it beside the funnel."""
         tokens = {}
         for source in self.copying:
             own = [one for one in self.train if one.source == source]
@@ -133,8 +132,7 @@ class Mixing:
         rows = shares.by_source(self.units, self.allocation, tokens)
         key = make_key("report", shares.VERSION, [asdict(row) for row in rows])
         self.this.tasks(STAGE, [Task(key, shares.write_report, (rows,), 0)], "reports")
-        file = self.this.folder(STAGE).file(key, shares.REPORT)
-        self.this.publish(file, Path(self.this.config.output) / shares.REPORT)
+        self.this.publish(self.this.folder(STAGE).file(key, shares.REPORT), self.this.config.work / shares.REPORT)
         shares.print_shares(self.this.console, rows)
         for row in rows:
             if row.share_wanted and not row.taken:

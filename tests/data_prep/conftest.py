@@ -180,6 +180,12 @@ def every_stage(tmp_path: Path, tree: Path, texts: list[str], quality_model: Pat
         | matches,
         "privacy": {"placeholder": "<{type}>"} | matches,
         "validation": {"fraction": 0.2},
+        "mix": {
+            "tokens": 20_000,
+            "weights": {"web": 1},
+            "max_epochs": {"web": 2},
+            "upsample": {"web": {"by": "cluster_size", "buckets": [{"min": 0, "copies": 1}, {"min": 2, "copies": 2}]}},
+        },
         "shards": {"shard_tokens": 4000},
     }
 

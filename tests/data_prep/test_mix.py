@@ -45,7 +45,8 @@ def mixed(tmp_path, prepare, sources):
             for row in rows:
                 numbers.setdefault(row["id"], []).append(row["copy"])
             assert all(sorted(found) == list(range(len(found))) for found in numbers.values())
-        table = {row["source"]: row for row in json.loads((tmp_path / "out" / "mix.json").read_text())["sources"]}
+        report = json.loads((tmp_path / "out" / ".work" / "test" / "mix.json").read_text())
+        table = {row["source"]: row for row in report["sources"]}
         for name, row in table.items():
             assert row["taken"] == (prepared.manifests[name].tokens if name in prepared.manifests else 0)
         return counts, table, prepared
