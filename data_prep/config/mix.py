@@ -18,18 +18,23 @@ class BucketConfig(Section):
 
 
 class UpsampleConfig(Section):
-    by: Name = Field(description="Column of numbers, such as prose_rank or cluster_size.")
-    buckets: Annotated[list[BucketConfig], Field(min_length=1)] = Field(
-        description="Copies by the value of the column; every value must lie in a bucket."
+    by: Name = Field(description="Column that decides: of numbers, such as prose_rank or cluster_size, or of labels.")
+    buckets: list[BucketConfig] = Field([], description="Copies by a number; every value must lie in a bucket.")
+    labels: dict[str, Annotated[Factor, Field(ge=0)]] = Field(
+        {}, description="Copies by a label, such as the topic that a model found."
     )
-    missing: Annotated[Factor, Field(ge=0)] = Field(1.0, description="Copies of documents without a value.")
+    other: Annotated[Factor, Field(ge=0)] = Field(
+        1.0, description="Copies of documents without a value, or with a label that is not named."
+    )
 
     @model_validator(mode="after")
     def _check(self) -> "UpsampleConfig":
+        if bool(self.buckets) == bool(self.labels):
+            raise ValueError("expected buckets, for a column of numbers, or labels")
         if len({bucket.min for bucket in self.buckets}) < len(self.buckets):
             raise ValueError("buckets: each needs a `min` of its own")
-        if not any([self.missing, *(bucket.copies for bucket in self.buckets)]):
-            raise ValueError("buckets: no document would be left; a weight of 0 leaves a source out")
+        if not any([self.other, *self.labels.values(), *(bucket.copies for bucket in self.buckets)]):
+            raise ValueError("no document would be left; a weight of 0 leaves a source out")
         return self
 
 

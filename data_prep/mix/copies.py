@@ -6,7 +6,7 @@ copies of it, c e on average: of a fraction of an epoch a part of the documents,
 twice. What is cut off for fewer tokens is a part of what is cut off for more, and documents stay whole.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,6 +35,10 @@ class Copying:
         """Copies of each document in one epoch, float64 [documents]; `DataError` for a value in no bucket."""
         if self.upsample is None:
             return np.ones(run.documents)
+        if self.upsample.labels:
+            labels, copies = zip(*self.upsample.labels.items(), strict=True)
+            # One more than the labels, which -1 finds.
+            return np.array([*copies, self.upsample.other])[_labels(run, self.upsample.by, labels)]
         value = read_column(run, self.upsample.by, f"mix.upsample.{run.source}.by")
         buckets = sorted(self.upsample.buckets, key=lambda bucket: bucket.min)
         bucket = np.searchsorted([one.min for one in buckets], value, "right") - 1
@@ -44,7 +48,7 @@ class Copying:
                 f"mix.upsample.{run.source}: documents have {self.upsample.by} {value[below].min():g}, and the least "
                 f"bucket begins at {buckets[0].min:g}; add one below it (copies: 0 leaves them out)"
             )
-        return np.where(known, np.array([one.copies for one in buckets])[bucket], self.upsample.missing)
+        return np.where(known, np.array([one.copies for one in buckets])[bucket], self.upsample.other)
 
     def places(self, run: Run) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
         """All first copies, then all second ones, ...: number from 0, rows int64 and places float64 [copies]."""
@@ -59,6 +63,19 @@ class Copying:
             if not len(rows):
                 return
             yield number, rows, place
+
+
+def _labels(run: Run, name: str, labels: Sequence[str]) -> np.ndarray:
+    """The number of each document's label among `labels`, -1 for others; int64 [documents]."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    column = pq.read_table(run.file("parquet"), columns=[name])[name]
+    if not pa.types.is_string(column.type) and not pa.types.is_large_string(column.type):
+        raise DataError(f"mix.upsample.{run.source}.by: the column '{name}' has {column.type}, expected labels")
+    found = pc.index_in(column, pa.array(labels, column.type))
+    return pc.fill_null(found, -1).to_numpy().astype(np.int64)
 
 
 def read_column(run: Run, name: str, key: str) -> np.ndarray:

@@ -20,7 +20,7 @@ Place = tuple[int, int]  # shard and row
 
 
 def find(shards: Shards, document_id: str) -> list[Place]:
-    """Where documents with an id are: one place, or none."""
+    """Where documents with an id are: none, one place, or as many as preparation made copies of it."""
     path = shards.local_hashes()
     try:
         table = np.memmap(path, HASH_DTYPE, "r", shape=(shards.manifest.documents,))

@@ -12,7 +12,9 @@ A directory of shards holds one source's documents as flat tokens:
                               of its text), normalised (uint64) and bands (list of uint64) where preparation made
                               them. A later preparation finds copies by it; training never reads it
     documents.hash            rows of (hash: uint64, shard: uint32, row: uint32), little-endian, sorted by hash,
-                              where hash is the first 8 bytes (little-endian) of the SHA-256 of the document's id
+                              where hash is the first 8 bytes (little-endian) of the SHA-256 of the document's id;
+                              a document that preparation repeats has a row for each copy, and a column `copy` (0, 1,
+                              ...) in documents-NNNNN.parquet
     tokenizer/                the tokenizer's files
     manifest.json             written last and atomically; a directory without it does not exist
 

@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -200,6 +201,23 @@ def test_copies_follow_a_column(mixed, prepare, sources):
     assert {epochs["a"][one] for one, size in sizes.items() if one.startswith("a/") and size < 300} == {1}
 
 
+def test_copies_follow_a_label(mixed, sources):
+    """The topics of Llama-3-SynE, for which a column of the file stands here."""
+    path = Path(sources["sources"]["a"]["path"])
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    topics = ["science", "sport", "other", None]
+    named = [line | {"topic": topics[i % 4]} for i, line in enumerate(lines)]
+    path.write_text("".join(json.dumps(line) + "\n" for line in named))
+    sources["sources"]["a"]["language_field"] = "topic"
+    labels = {"by": "language", "labels": {"science": 2, "sport": 0.25}}
+    counts, table, _ = mixed({"upsample": {"a": labels}})
+    found = {topic: [counts["a"][f"a/{line['id']}"] for line in named if line["topic"] == topic] for topic in topics}
+    assert set(found["science"]) == {2} and set(found["other"]) == set(found[None]) == {1}
+    assert set(found["sport"]) == {0, 1} and abs(np.mean(found["sport"]) - 0.25) < 0.15
+    with pytest.raises(DataError, match="the column 'bytes' has int64, expected labels"):
+        mixed({"upsample": {"a": labels | {"by": "bytes"}}})
+
+
 def test_clusters_decide_how_often_a_document_occurs(tmp_path, prepare, texts):
     """FineWeb-2: what was on many pages of the web is read more often."""
     popular = max(texts, key=len)
@@ -253,7 +271,7 @@ def test_settings_that_say_nothing_sensible_are_one_line(mixed):
         ({"weights": {"a": 1, "b": 1, "c": 1}, "max_epochs": {"d": 2}}, "max_epochs names 'd', which weights does not"),
         ({"tokens": 0}, "mix.tokens: found 0"),
         ({"upsample": {"x": upsampled()}}, "mix.upsample names the source 'x'"),
-        ({"upsample": {"a": {"by": "x", "buckets": []}}}, "mix.upsample.a.buckets"),
+        ({"upsample": {"a": {"by": "x", "buckets": []}}}, "expected buckets, for a column of numbers, or labels"),
     ):
         with pytest.raises(ConfigError, match=message):
             mixed(mix)

@@ -58,7 +58,7 @@ def test_nothing_is_made_where_nothing_is(tmp_path, pipeline, every_stage):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("results", [0, 12, 30, 70, 108, 134, 146, 156, 164])
+@pytest.mark.parametrize("results", [0, 12, 30, 70, 108, 134, 146, 156, 164, 175, 186])
 def test_what_is_missing_is_what_a_run_makes(tmp_path, pipeline, every_stage, results):
     """Stopped after some results, at every stage, and then looked at and run."""
     config = pipeline(**every_stage)
