@@ -194,7 +194,8 @@ def _run(pipeline: Path, overrides: list[str] | None, runner: Runner, address: s
     config = _load(pipeline, overrides)
     with _resumable():
         run(config, Console(), open_workers(runner, config.workers, address), until)
-    print(f"report: {shlex.join(['maxlm-prep', 'report', str(pipeline), *(overrides or [])])}")
+    if until == "shards":
+        print(f"report: {shlex.join(['maxlm-prep', 'report', str(pipeline), *(overrides or [])])}")
 
 
 @contextlib.contextmanager
