@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from data_prep.documents import FINGERPRINTS
+from data_prep.report.lives import REPLACED
 from data_prep.report.sampling import Fate
 from data_prep.report.trace import Trace
 from data_prep.rules import filter
@@ -140,10 +141,9 @@ class _Column:
             for counter, chosen in zip(self.names, (text, text.filter(pa.array(kept))), strict=True):
                 counts = pc.value_counts(chosen.drop_null())
                 counter.update(dict(zip(counts.field(0).to_pylist(), counts.field(1).to_pylist(), strict=True)))
-        elif pa.types.is_map(kind) and pa.types.is_integer(kind.item_type):
+        elif pa.types.is_list(kind) and pa.types.is_struct(kind.value_type) and "type" in kind.value_type.names:
             for counter, chosen in zip(self.names, (column, column.filter(pa.array(kept))), strict=True):
-                for entry in chosen.drop_null().to_pylist():
-                    counter.update(dict(entry))
+                counter.update(pc.struct_field(chosen.flatten(), "type").to_pylist())
 
     def describe(self, name: str) -> dict[str, Any] | None:
         if self.names[0]:
@@ -161,7 +161,7 @@ def columns(trace: Trace, fates: Sequence[Fate], tell: Callable[[int], None]) ->
     found: dict[str, _Column] = {}
     for number, fate in enumerate(fates):
         for name, path in parts[fate.part.name].columns:
-            if name not in FINGERPRINTS:
+            if name not in (*FINGERPRINTS, *REPLACED):
                 values = pq.read_table(path, columns=[name])[name].take(fate.rows).combine_chunks()
                 found.setdefault(name, _Column()).add(values, fate.kept[fate.rows])
         tell(number + 1)

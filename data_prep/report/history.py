@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from data_prep.config import Pipeline
-from data_prep.documents import Part
 from data_prep.report import excerpts
 from data_prep.report.copies import stayed
 from data_prep.report.lives import Change, Life, read_lives
@@ -42,7 +41,8 @@ def find_history(config: Pipeline, document: str, source: str | None = None) -> 
             found += [_history(seen, life) for life in _find(seen, name, one)]
     if not found:
         where = f"source '{source}'" if source is not None else f"the pipeline {config.name}"
-        near = ", ".join(f"'{excerpts.shortened(one)}'" for one in _nearest(seen, names, document))
+        masks = Masks(seen)
+        near = ", ".join(f"'{excerpts.shortened(masks.line(one))}'" for one in _nearest(seen, names, document))
         shown = excerpts.shortened(document)
         raise DataError(f"{where} has no document '{shown}'" + (f"; near it are {near}" if near else ""))
     return found
@@ -52,12 +52,14 @@ def _find(seen: Trace, source: str, document: str) -> Iterator[Life]:
     import pyarrow.parquet as pq
 
     wanted = np.uint64(document_hash(document))
-    for part in seen.read:
+    for part in seen.parts:
         if part.source == source:
-            hashes = pq.read_table(part.path, columns=["id_hash"])["id_hash"].to_numpy()
-            if len(rows := np.flatnonzero(hashes == wanted)):
-                lives = read_lives(seen, part, rows.tolist(), fingerprints=True)
-                yield from (life for life in lives.values() if life.id == document)
+            # A document has the id that it was read with, and where that was masked the masked one.
+            paths = {part.path, dict(part.columns).get("id_hash", part.path)}
+            hashes = (pq.read_table(path, columns=["id_hash"])["id_hash"].to_numpy() for path in paths)
+            if rows := sorted({row for found in hashes for row in np.flatnonzero(found == wanted).tolist()}):
+                lives = read_lives(seen, part, rows, fingerprints=True)
+                yield from (life for life in lives.values() if document in (life.id, life.replaced.get("id")))
 
 
 def _nearest(seen: Trace, sources: Sequence[str], document: str) -> list[str]:
@@ -80,19 +82,21 @@ def _nearest(seen: Trace, sources: Sequence[str], document: str) -> list[str]:
 def _history(seen: Trace, life: Life) -> dict[str, Any]:
     masks, dropped = Masks(seen), life.dropped
     output = _output(seen, life) if dropped is None else None
-    first, last = (masks.masked(life, text) for text in (life.text, life.last))
+    first, last = (masks.masked(life, text).text for text in (life.text, life.last))
+    names = masks.beside(life)
     return {
-        **masks.name(life, whole=True),
+        "id": names["id"],
+        "url": names["url"],
         "source": life.part.source,
         "language": life.language,
-        "read": {"from": dict(life.steps).get("ingest"), "bytes": len(life.text)},
+        "read": {"from": names["origin"], "bytes": len(life.text)},
         "shard": {"file": str(life.part.path), "row": life.row},
         "stages": list(_stages(seen, life, masks)),
         "kept": dropped is None,
         "output": output,
         "why_not": _why_not(seen, life) if output is None else None,
-        "text_before": first.text.decode(errors="replace") if first else None,
-        "text_after": last.text.decode(errors="replace") if last else None,
+        "text_before": first.decode(),
+        "text_after": last.decode(),
     }
 
 
@@ -118,25 +122,18 @@ def _change(seen: Trace, life: Life, change: Change, masks: Masks, reasons: Reas
         entry |= {"did": "dropped", "reason": change.reason, "values": values}
         copies = stayed(seen, change.step, [(life.part.name, life.row)])
         for part, row in copies.values():
-            entry["copy"] = {"id": _id(part, row), "source": part.source}
+            entry["copy"] = {"id": masks.beside(read_lives(seen, part, [row])[row])["id"], "source": part.source}
     elif change.edits:
         found = masks.masked(life, change.before)
-        edits = found.moved(change.edits) if found else []
         entry |= {
             "did": "changed",
             "bytes": len(change.before) - len(change.after),
             "edits": [
                 {"start": start, "stop": stop, "before": found.text[start:stop].decode(errors="replace"), "after": new}
-                for start, stop, new in edits
+                for start, stop, new in found.moved(change.edits)
             ],
         }
     return entry
-
-
-def _id(part: Part, row: int) -> str:
-    import pyarrow.parquet as pq
-
-    return pq.read_table(part.path, columns=["id"])["id"][row].as_py()
 
 
 def _output(seen: Trace, life: Life) -> dict[str, Any] | None:
@@ -145,7 +142,7 @@ def _output(seen: Trace, life: Life) -> dict[str, Any] | None:
         if manifest is None:
             continue
         shards = Shards(directory)
-        for shard, row in records.find(shards, life.id):
+        for shard, row in records.find(shards, life.replaced.get("id") or life.id):
             start, stop = shards.span(shard, row)
             return {"directory": directory, "shard": shard, "row": row, "tokens": stop - start}
     return None

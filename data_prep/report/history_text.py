@@ -24,9 +24,8 @@ def lines(history: Json) -> Iterator[str]:
         if key == "text_after" and history["text_after"] == history["text_before"]:
             yield "the text was not changed"
             continue
-        text = history[key]
         yield f"{title}:"
-        yield _piece(head(text.encode())) if text is not None else "  (not shown: the pipeline masks personal data)"
+        yield _piece(head(history[key].encode()))
 
 
 def _facts(history: Json) -> Iterator[str]:

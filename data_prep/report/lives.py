@@ -16,6 +16,8 @@ from data_prep.report.sampling import list_of
 from data_prep.report.trace import Trace
 
 Span = tuple[int, int, str]  # bytes start..stop become a text
+# Columns of text shards that stages may write anew and which say nothing new of a document.
+REPLACED = ("id", "id_hash", "url", "steps")
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,10 @@ class Change:
 
 @dataclass
 class Life:
-    """A document; `text` is as it was read, `columns` has by name the stage that found a value out, and the value."""
+    """A document as it was read; `columns` has by name the stage that found a value out, and the value.
+
+    `replaced` are columns of the shard itself that a stage wrote anew, such as ids with a mask in them.
+    """
 
     part: Part
     row: int
@@ -42,6 +47,7 @@ class Life:
     steps: list[tuple[str, str]]
     text: bytes
     columns: dict[str, tuple[str, Any]] = field(default_factory=dict)
+    replaced: dict[str, Any] = field(default_factory=dict)
     changes: list[Change] = field(default_factory=list)
 
     @property
@@ -106,7 +112,10 @@ def _add_columns(lives: dict[int, Life], columns: Sequence[tuple[str, Path]]) ->
         kind = column.type
         for row, value in zip(rows, column.to_pylist(), strict=True):
             if value is not None:
-                lives[row].columns[name] = (path.parent.parent.name, _json(value, kind == pa.float32()))
+                if name in REPLACED:
+                    lives[row].replaced[name] = value
+                else:
+                    lives[row].columns[name] = (path.parent.parent.name, _json(value, kind == pa.float32()))
 
 
 def _json(value: Any, single: bool) -> Any:

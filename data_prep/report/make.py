@@ -107,7 +107,9 @@ def _contamination(seen: Trace) -> dict[str, Any] | None:
         return None
     items = [item for item in found["items"] if item["status"] == "found"]
     items.sort(key=lambda item: (-item["documents"], -item["share"], item["id"]))
-    return {"benchmarks": found["benchmarks"], "found": len(items), "items": items[:MOST_ITEMS]}
+    # Where they were found is told in a file of its own.
+    named = [{key: item[key] for key in ("benchmark", "id", "words", "documents", "share")} for item in items]
+    return {"benchmarks": found["benchmarks"], "found": len(items), "items": named[:MOST_ITEMS]}
 
 
 def _synthesis(config: Pipeline) -> list[dict[str, Any]]:

@@ -1,13 +1,16 @@
-"""What of a text may be shown where the pipeline masks personal data: the text as that stage leaves it.
+"""What of a document may be shown where the pipeline masks personal data: its text as that stage leaves it.
 
-Texts of before the stage are masked by its own finder, whole, before anything is cut out of them. What the stage then
-masked in a document is also looked for letter by letter, wherever else the document's page shows text.
+Texts of before the stage are masked by its own finder, whole, before anything is cut out of them, and so are ids and
+addresses; types that the stage would drop a document for are masked too. Languages and sources that the stage leaves
+alone are no exception: a page is passed on more easily than a corpus.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
+from data_prep.config import Pipeline
 from data_prep.report import excerpts
 from data_prep.report.excerpts import Excerpt
 from data_prep.report.lives import Change, Life, Span, edited
@@ -45,25 +48,100 @@ class Masked:
         return [(self.place(start), self.place(stop, end=True), new) for start, stop, new in edits]
 
 
+def joined(spans: Sequence[Span]) -> list[Span]:
+    """Spans in order, of those that overlap the union with the mask of the first."""
+    found: list[Span] = []
+    for start, stop, new in sorted(spans):
+        if found and start < found[-1][1]:
+            first, last, mask = found.pop()
+            start, stop, new = first, max(last, stop), mask
+        found.append((start, stop, new))
+    return found
+
+
 class Masks:
-    """Texts of documents as they may be shown; None for those that may not."""
+    """Documents as they may be shown by a pipeline; without the section privacy, as they are."""
 
     def __init__(self, trace: Trace):
-        self.needed = trace.config.privacy is not None
+        self.config: Pipeline = trace.config
+        steps = [number for number, step in enumerate(trace.steps) if step.stage == STAGE]
+        self.step = steps[0] if steps else None
 
-    def masked(self, life: Life, text: bytes) -> Masked | None:
-        return None if self.needed else Masked(text)
+    @cached_property
+    def _scanner(self) -> Any:
+        from data_prep.privacy.find import scanner
 
-    def text(self, life: Life, step: int, most: int) -> Excerpt | None:
+        return scanner(tuple(sorted(self.config.privacy.phone_regions)))
+
+    def spans(self, values: Mapping[str, bytes]) -> dict[str, list[Span]]:
+        """What to mask in the values of one document, which are by place; a value of one place goes from all."""
+        from data_prep.privacy.find import everywhere, in_each
+        from data_prep.privacy.mask import is_chosen
+
+        privacy = self.config.privacy
+        found = everywhere(values, dict(zip(values, in_each(self._scanner, list(values.values())), strict=True)))
+        numbers: dict[tuple[str, bytes], int] = {}
+        masks: dict[str, list[Span]] = {}
+        for place, spans in found.items():
+            for span in spans:
+                if is_chosen(span.type, span.kind, privacy):
+                    value = (span.type, values[place][span.start : span.stop].lower())
+                    number = numbers.setdefault(value, 1 + sum(1 for kind, _ in numbers if kind == span.type))
+                    masks.setdefault(place, []).append((span.start, span.stop, privacy.fill(span.type, number)))
+        return masks
+
+    def masked(self, life: Life, text: bytes) -> Masked:
+        """One of the texts that the document had."""
+        if self.config.privacy is None:
+            return Masked(text)
+        spans = self.spans({"text": text} | _beside(life)).get("text", [])
+        own = next((change for change in life.changes if change.step == self.step), None)
+        if own is not None and text == own.before:
+            spans = [*own.edits, *spans]
+        return Masked.of(text, joined(spans))
+
+    def line(self, text: str) -> str:
+        """A short text that no document is known of."""
+        if self.config.privacy is None:
+            return text
+        return edited(text.encode(), self.spans({"text": text.encode()}).get("text", [])).decode()
+
+    def beside(self, life: Life) -> dict[str, str | None]:
+        """Id, url and origin, the file that a document was read from. An id is as the stage left it or, where the
+        document did not come as far, as it would have."""
+        values, masks = _beside(life), {}
+        if self.config.privacy is not None:
+            masks = self.spans({"text": life.text} | values)
+        found = {place: edited(value, masks.get(place, ())).decode() for place, value in values.items()}
+        if (replaced := life.replaced.get("id")) is not None:
+            found["id"] = replaced
+        elif found["id"] != life.id:
+            from data_prep.privacy.mask import hidden_id
+
+            found["id"] = hidden_id(found["id"], life.id)
+        return {"id": found["id"], "url": found.get("url"), "origin": found.get("origin")}
+
+    def text(self, life: Life, step: int, most: int) -> Excerpt:
         """The beginning of the text that a step saw."""
-        found = self.masked(life, life.before(step))
-        return excerpts.head(found.text, most) if found is not None else None
+        return excerpts.head(self.masked(life, life.before(step)).text, most)
 
-    def changes(self, life: Life, change: Change) -> Excerpt | None:
+    def changes(self, life: Life, change: Change) -> Excerpt:
         found = self.masked(life, change.before)
-        return excerpts.changes(found.text, found.moved(change.edits)) if found is not None else None
+        if change.step != self.step:
+            return excerpts.changes(found.text, found.moved(change.edits))
+        # Nothing is shown in the place of what was masked but the placeholders.
+        bare, added, shift = edited(change.before, [(start, stop, "") for start, stop, _ in found.spans]), [], 0
+        for start, stop, new in found.spans:
+            added.append((start - shift, start - shift, new))
+            shift += stop - start
+        return excerpts.changes(bare, added)
 
-    def name(self, life: Life, whole: bool = False) -> dict[str, Any]:
-        """Id and address, short ones unless `whole`."""
-        found = {"id": life.id, "url": life.url}
-        return found if whole else {key: one and excerpts.shortened(one) for key, one in found.items()}
+    def name(self, life: Life) -> dict[str, Any]:
+        """Id and address, in short."""
+        found = self.beside(life)
+        return {key: found[key] and excerpts.shortened(found[key]) for key in ("id", "url")}
+
+
+def _beside(life: Life) -> dict[str, bytes]:
+    values = {"id": life.id, "url": life.url, "origin": dict(life.steps).get("ingest")}
+    return {place: value.encode() for place, value in values.items() if value}

@@ -108,29 +108,26 @@ def samples(trace: Trace, fates: Sequence[Fate], masks: Masks, tell: Callable[[i
         life = lives[one.part.name, one.row]
         twin = copies.get((one.step, one.part.name, one.row))
         other = lives[twin[0].name, twin[1]] if twin else None
-        sample = _sample(one, life, other, masks)
-        if sample is not None:
-            values = reasons.values(life, one.step, one.reason) if one.kind == DROPPED else []
-            found.setdefault((one.step, one.kind, one.reason), []).append(sample | {"values": values})
+        values = reasons.values(life, one.step, one.reason) if one.kind == DROPPED else []
+        sample = _sample(one, life, other, masks) | {"values": values}
+        found.setdefault((one.step, one.kind, one.reason), []).append(sample)
     return _by_step(trace, found)
 
 
-def _sample(one: Choice, life: Life, twin: Life | None, masks: Masks) -> dict[str, Any] | None:
-    """None where the text may not be shown."""
+def _sample(one: Choice, life: Life, twin: Life | None, masks: Masks) -> dict[str, Any]:
     change = next((change for change in life.changes if change.step == one.step), None)
     if one.kind == CHANGED and change is not None:
         text = masks.changes(life, change)
     else:
         text = masks.text(life, one.step if one.kind == DROPPED else one.step + 1, excerpts.CHARACTERS)
-    if text is None:
-        return None
     found = masks.name(life) | {
         "source": life.part.source,
         "columns": {name: excerpts.plain(value) for name, (_, value) in life.columns.items()},
         "note": excerpts.shortened(change.note) if change and change.note else None,
         "text": text,
     }
-    if twin is not None and (other := masks.text(twin, one.step, excerpts.CHARACTERS // 2)) is not None:
+    if twin is not None:
+        other = masks.text(twin, one.step, excerpts.CHARACTERS // 2)
         found["copy"] = masks.name(twin) | {"source": twin.part.source, "text": other}
     return found
 
