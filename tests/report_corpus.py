@@ -3,12 +3,14 @@
 import json
 import os
 import random
+from collections.abc import Mapping
 from pathlib import Path
 
 from rich.console import Console
 
 from data_prep.config import Pipeline
 from data_prep.pipeline import run
+from data_prep.report.make import make_report
 from maxlm.config import validate
 from maxlm.data.shards import Manifest
 
@@ -25,13 +27,14 @@ def page_text(number: int) -> str:
     return "\n".join("The {} of the {} was with {}, and {} have been {} of {}.".format(*line) for line in names)
 
 
-def make_config(directory: Path, **sections: object) -> Pipeline:
-    """A source of pages and one of notes, with documents for every stage to find."""
+def make_config(directory: Path, more: Mapping[str, str] | None = None, **sections: object) -> Pipeline:
+    """A source of pages and one of notes, with documents for every stage to find; `more` are pages by id."""
     pages = {f"page{number}": f"{page_text(number)}\n{MENU}" for number in range(40)}
     pages |= {"copy": pages["page3"], "near": pages["page4"].replace(" have been ", " had been ", 1)}
     pages["short"] = "Too few words are here."
     pages["asked"] = f"{page_text(50)}\n{QUESTION}\n{page_text(51)}"
     pages['"><img src=x onerror=alert(1)>'] = NASTY
+    pages |= more or {}
     notes = {f"note{number}": page_text(100 + number) for number in range(20)} | {
         "page1": "Another one with few words."
     }
@@ -62,3 +65,10 @@ def make_config(directory: Path, **sections: object) -> Pipeline:
 def prepare(config: Pipeline, until: str = "shards") -> dict[str, Manifest]:
     with open(os.devnull, "w") as sink:
         return run(config, Console(file=sink, width=200), until=until)
+
+
+def report(config: Pipeline, path: Path | None = None) -> tuple[str, dict]:
+    """The page and its JSON."""
+    with open(os.devnull, "w") as sink:
+        path = make_report(config, Console(file=sink), path)
+    return path.read_text(), json.loads(path.with_suffix(".json").read_text())

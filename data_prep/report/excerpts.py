@@ -1,6 +1,7 @@
 """Pieces of text that a page can show: short, without characters that act on a reader or his terminal.
 
-An excerpt is a list of [kind, text]: "=" stays, "-" is cut out, "+" is put in, "…" says what is left out.
+An excerpt is a list of [kind, text]: "=" stays, "-" is cut out, "+" is put in, "*" is what mattered, "…" says what is
+left out.
 """
 
 import unicodedata
@@ -72,6 +73,12 @@ def changes(text: bytes, edits: Sequence[Span], most: int = CHARACTERS) -> Excer
     if rest := len(text) - place - len(after.encode()):
         left.append(f"{max(rest, 1):,} more bytes")
     return [piece for piece in [*pieces, ["…", ", ".join(left)]] if piece[1]]
+
+
+def around(text: bytes, places: Sequence[tuple[int, int]], most: int = CHARACTERS) -> Excerpt:
+    """The first places of a text that mattered, in bytes, with some text around each."""
+    found = changes(text, [(start, stop, "") for start, stop in places], most)
+    return [["*" if kind == "-" else kind, one.replace("more changes", "more places")] for kind, one in found]
 
 
 def _between(text: bytes, start: int, stop: int, first: bool) -> Excerpt:

@@ -121,9 +121,15 @@ class Masks:
             found["id"] = hidden_id(found["id"], life.id)
         return {"id": found["id"], "url": found.get("url"), "origin": found.get("origin")}
 
-    def text(self, life: Life, step: int, most: int) -> Excerpt:
-        """The beginning of the text that a step saw."""
-        return excerpts.head(self.masked(life, life.before(step)).text, most)
+    def text(self, life: Life, step: int, most: int, places: Sequence[tuple[int, int]] = ()) -> Excerpt:
+        """The text that a step saw: what is around the places for which it dropped the document, or the beginning."""
+        found = self.masked(life, life.before(step))
+        if step == self.step:
+            places = [(start, stop) for start, stop, _ in found.spans]
+        if not places:
+            return excerpts.head(found.text, most)
+        moved = found.moved([(start, stop, "") for start, stop in places])
+        return excerpts.around(found.text, [(start, stop) for start, stop, _ in moved])
 
     def changes(self, life: Life, change: Change) -> Excerpt:
         found = self.masked(life, change.before)

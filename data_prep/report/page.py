@@ -117,6 +117,10 @@ def _funnel_bars(rows: Sequence[Json], key: str) -> str:
                 legend.append(f"{swatch(look)}{escape(text)}")
         if rest := lost[COLOURED:]:
             legend.append(f"{swatch(OTHER)}{len(rest)} more −{_measure(sum(one[0] for one in rest), key)}")
+        if key == "documents":
+            legend += [
+                f"changed: {name(kind)} {one['documents']:,}" for kind, one in [*row["changed"].items()][:COLOURED]
+            ]
         if row["before"][key] > whole:
             legend.append(f"of {_measure(row['before'][key], key)} of HTML")
         lines.append(bar(shown(row["stage"]), f"{_measure(after, key)} · {share(after, whole)}", pieces, legend))

@@ -66,6 +66,7 @@ td span.why { padding-left: 14px; display: block; }
   border-radius: 6px; padding: 8px 12px; margin: 6px 0 0; font-size: 13px; max-height: 320px; overflow: auto; }
 .text del { background: var(--cut); text-decoration-color: var(--bad); }
 .text ins { background: var(--put); text-decoration: none; }
+.text mark { background: var(--cut); color: inherit; }
 .text em { color: var(--soft); font-size: 12px; font-style: normal; padding: 0 4px; }
 .pair { display: grid; grid-template-columns: repeat(2, minmax(0, 1fr)); gap: 12px; }
 details h4 { margin: 16px 0 2px; font-size: 13px; overflow-wrap: anywhere; }

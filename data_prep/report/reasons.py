@@ -3,6 +3,9 @@
 from functools import cache
 from typing import Any
 
+from data_prep.decontaminate import scan
+from data_prep.decontaminate.stage import SCAN
+from data_prep.decontaminate.stage import STAGE as DECONTAMINATE
 from data_prep.report.lives import Life
 from data_prep.report.trace import Trace
 from data_prep.rules import filter
@@ -37,6 +40,23 @@ class Reasons:
             for rule in filter.RULES
             if f"{rule.group}: {rule.reason}" == reason and rule.limit(profile) is not None
         ]
+
+    def places(self, life: Life, step: int) -> list[tuple[int, int]]:
+        """Where in the text that a step saw stands what it dropped the document for, in bytes: what benchmarks have."""
+        import pyarrow.parquet as pq
+
+        at = self.trace.steps[step]
+        if at.stage != DECONTAMINATE:
+            return []
+        record = self.trace.records[SCAN][at.numbers[life.part.name]]
+        table = pq.read_table(self.trace.folder(SCAN).file(record.key, scan.HITS), columns=["row", "left", "right"])
+        rows, left, right = (column.to_numpy() for column in table.columns)
+        found: list[tuple[int, int]] = []
+        for start, stop in sorted(zip(left[rows == life.row].tolist(), right[rows == life.row].tolist(), strict=True)):
+            if found and start <= found[-1][1]:
+                start, stop = found[-1][0], max(found.pop()[1], stop)
+            found.append((start, stop))
+        return found
 
     def _read(self, name: str) -> tuple[Any, Any]:
         record = self._measured.records[self._measured.numbers[name]]

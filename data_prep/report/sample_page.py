@@ -53,5 +53,5 @@ def _short(entry: Any) -> str:
 
 
 def text(pieces: Sequence[Sequence[str]]) -> str:
-    looks = {"=": "{}", "-": "<del>{}</del>", "+": "<ins>{}</ins>", "…": "<em>[… {}]</em>"}
+    looks = {"=": "{}", "-": "<del>{}</del>", "+": "<ins>{}</ins>", "*": "<mark>{}</mark>", "…": "<em>[… {}]</em>"}
     return f'<div class="text" dir="auto">{"".join(looks[kind].format(escape(one)) for kind, one in pieces)}</div>'

@@ -109,20 +109,23 @@ def samples(trace: Trace, fates: Sequence[Fate], masks: Masks, tell: Callable[[i
         twin = copies.get((one.step, one.part.name, one.row))
         other = lives[twin[0].name, twin[1]] if twin else None
         values = reasons.values(life, one.step, one.reason) if one.kind == DROPPED else []
-        sample = _sample(one, life, other, masks) | {"values": values}
+        places = reasons.places(life, one.step) if one.kind == DROPPED else []
+        sample = _sample(one, life, other, masks, places) | {"values": values}
         found.setdefault((one.step, one.kind, one.reason), []).append(sample)
     return _by_step(trace, found)
 
 
-def _sample(one: Choice, life: Life, twin: Life | None, masks: Masks) -> dict[str, Any]:
+def _sample(
+    one: Choice, life: Life, twin: Life | None, masks: Masks, places: Sequence[tuple[int, int]]
+) -> dict[str, Any]:
     change = next((change for change in life.changes if change.step == one.step), None)
     if one.kind == CHANGED and change is not None:
         text = masks.changes(life, change)
     else:
-        text = masks.text(life, one.step if one.kind == DROPPED else one.step + 1, excerpts.CHARACTERS)
+        text = masks.text(life, one.step + (one.kind != DROPPED), excerpts.CHARACTERS, places)
     found = masks.name(life) | {
         "source": life.part.source,
-        "columns": {name: excerpts.plain(value) for name, (_, value) in life.columns.items()},
+        "columns": {name: excerpts.plain(value) for name, (_, value) in life.columns.items() if _is_plain(value)},
         "note": excerpts.shortened(change.note) if change and change.note else None,
         "text": text,
     }
@@ -130,6 +133,10 @@ def _sample(one: Choice, life: Life, twin: Life | None, masks: Masks) -> dict[st
         other = masks.text(twin, one.step, excerpts.CHARACTERS // 2)
         found["copy"] = masks.name(twin) | {"source": twin.part.source, "text": other}
     return found
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, bool | int | float | str)
 
 
 def _by_step(trace: Trace, found: dict[tuple[int, str, str], list[dict[str, Any]]]) -> list[dict[str, Any]]:

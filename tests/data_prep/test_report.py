@@ -1,29 +1,19 @@
 """The page on a pipeline: its numbers are those of the run, and nothing that data say can act on its reader."""
 
 import json
-import os
 import re
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 import yaml
-from report_corpus import MENU, QUESTION, make_config, prepare
-from rich.console import Console
+from report_corpus import MENU, QUESTION, make_config, prepare, report
 
-from data_prep.config import Pipeline
 from data_prep.report import excerpts, histograms, sampling
-from data_prep.report.make import make_report
 from data_prep.report.masking import Masked
 from maxlm.errors import DataError
 
 LOADERS = {"link", "script", "img", "iframe", "object", "embed"}
-
-
-def report(config: Pipeline, path=None) -> tuple[str, dict]:
-    with open(os.devnull, "w") as sink:
-        path = make_report(config, Console(file=sink), path)
-    return path.read_text(), json.loads(path.with_suffix(".json").read_text())
 
 
 @pytest.fixture(scope="module")
@@ -113,6 +103,15 @@ def test_edits_are_shown_as_what_was_cut(prepared):
     assert cut["id"] == "pages/asked" and QUESTION in "".join(text for kind, text in cut["text"] if kind == "-")
     assert f"<del>{QUESTION}" in page.replace("\n", "")
     assert found["contamination"]["items"][0]["documents"] == 1
+
+
+def test_what_a_document_was_dropped_for_is_marked(tmp_path):
+    benchmark = {"name": "herons", "path": str(tmp_path / "benchmark.txt")}
+    config = make_config(tmp_path, decontaminate={"files": [benchmark], "action": "drop"})
+    prepare(config, until="decontaminate")
+    page, found = report(config)
+    (sample,) = samples_of(found, "decontaminate", "dropped")
+    assert [text for kind, text in sample["text"] if kind == "*"] == [QUESTION] and f"<mark>{QUESTION}</mark>" in page
 
 
 def test_a_pipeline_that_is_half_done_has_a_page(tmp_path):
