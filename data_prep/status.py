@@ -24,7 +24,11 @@ from maxlm.data.shards import Manifest
 from maxlm.errors import MaxlmError
 
 # What the tasks of a stage are called where they have other names.
-TASKS = {"mix": ("tokenize", "mix"), "shards": ("tokenize", "shuffle")}
+TASKS = {
+    "tokenizer": ("tokenizer", "comparison"),
+    "mix": ("tokenize", "mix"),
+    "shards": ("tokenize", "shuffle"),
+}
 
 
 @dataclass

@@ -2,13 +2,15 @@
 
 import json
 import mmap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
 from data_prep.text.texts import Texts
+from data_prep.tokenize.lossless import difference, lossy, show
+from data_prep.tokenize.patterns import FROM_LEFT, FROM_RIGHT, number_cuts
 from data_prep.tokenize.tokens import spell
 from maxlm.data.shards import TokenizerEntry
 from maxlm.data.tokenizer import Tokenizer
@@ -52,23 +54,26 @@ class Encoder:
         if self._unchecked:
             self._compare(Texts(texts.data, texts.bounds[: self._unchecked + 1]).strings(), ids, counts)
             self._unchecked = max(0, self._unchecked - len(texts))
-        if self.lossless:
-            self._check(texts, ids, counts)
+        if self.lossless and (found := next(self.lost(texts, ids, counts), None)) is not None:
+            raise lossy(found[1])
         return ids, counts
 
     def _compare(self, texts: Sequence[str], ids: np.ndarray, counts: np.ndarray) -> None:
         for text, row in zip(texts, _rows(ids, counts), strict=False):
             if self.tokenizer.encode(text) != row.tolist():
-                raise DataError(
-                    f"gigatoken gives other ids than tokenizers for {_show(text)}; set tokenizer.fast=false"
-                )
+                raise DataError(f"gigatoken gives other ids than tokenizers for {show(text)}; set tokenizer.fast=false")
 
-    def _check(self, texts: Texts, ids: np.ndarray, counts: np.ndarray) -> None:
+    @property
+    def fast(self) -> bool:
+        return self._fast is not None
+
+    def lost(self, texts: Texts, ids: np.ndarray, counts: np.ndarray) -> Iterator[tuple[int, str]]:
+        """The number of each document that its ids do not give back, and what becomes of it."""
         if self._fast and self._fast.spells(ids, counts, texts):
             return
-        for text, row in zip(texts.strings(), _rows(ids, counts), strict=True):
+        for number, (text, row) in enumerate(zip(texts.strings(), _rows(ids, counts), strict=True)):
             if (back := self.tokenizer.decode(row.tolist())) != text:
-                raise lossy(difference(text, back))
+                yield number, difference(text, back)
 
 
 @lru_cache(maxsize=1)
@@ -79,10 +84,10 @@ def open_libraries(directory: Path, entry: str, fast: bool) -> "tuple[Tokenizer,
 
 
 class Fast:
-    """gigatoken's form of a tokenizer."""
+    """gigatoken's form of a tokenizer; with `cut`, numbers are cut beforehand so that groups count from their end."""
 
-    def __init__(self, definition: str):
-        self._definition = definition
+    def __init__(self, definition: str, cut: bool = False):
+        self._definition, self._cut = definition, cut
         self._load()
         vocabulary = self._library.vocab
         pieces = [vocabulary.get(number, b"") for number in range(max(vocabulary, default=-1) + 1)]
@@ -101,11 +106,12 @@ class Fast:
         """None where gigatoken does not know the tokenizer."""
         if tokenizer.entry.kind != "tokenizers":
             return None
-        definition = json.loads((Path(tokenizer.directory) / "tokenizer.json").read_text("utf-8"))
+        definition = json.loads(tokenizer.path.read_text("utf-8"))
         # Special tokens in a document are ordinary text: without them in the definition they cannot be anything else.
         definition["added_tokens"] = [token for token in definition["added_tokens"] if not token["special"]]
+        cut = _count_from_left(definition)
         try:
-            return cls(json.dumps(definition))
+            return cls(json.dumps(definition), cut)
         except (RuntimeError, ValueError):
             return None
 
@@ -115,18 +121,34 @@ class Fast:
 
         if _resident() - self._resident > CACHE_BYTES:
             self._load()
+        bounds = texts.bounds
+        if self._cut:
+            bounds = np.sort(np.concatenate([bounds, number_cuts(texts)]))
         characters = ak.contents.NumpyArray(texts.data, parameters={"__array__": "char"})
-        offsets = ak.index.Index64(texts.bounds)
+        offsets = ak.index.Index64(bounds)
         strings = ak.contents.ListOffsetArray(offsets, characters, parameters={"__array__": "string"})
         # In one thread: there is a worker per core already.
         rows = self._library.encode_batch(ak.Array(strings), parallel=False).layout
-        return np.asarray(rows.content.data), np.diff(np.asarray(rows.offsets))
+        offsets = np.asarray(rows.offsets)
+        if self._cut:
+            offsets = offsets[np.searchsorted(bounds, texts.bounds)]
+        return np.asarray(rows.content.data), np.diff(offsets)
 
     def spells(self, ids: np.ndarray, counts: np.ndarray, texts: Texts) -> bool:
         """Whether the ids give all the texts back: by the bytes of the tokens, or decoded where that is not all."""
         if spell(ids, counts, self._pieces, self._edges, texts.data, texts.bounds):
             return True
         return self._library.decode(ids) == texts.data[texts.bounds[0] : texts.bounds[-1]].tobytes()
+
+
+def _count_from_left(definition: dict) -> bool:
+    """Let a definition that groups digits from the end of a number group them from its beginning; whether it did."""
+    for step in (definition["pre_tokenizer"] or {}).get("pretokenizers", []):
+        expression = step.get("pattern", {}).get("Regex", "")
+        if step["type"] == "Split" and f"|{FROM_RIGHT}|" in expression:
+            step["pattern"]["Regex"] = expression.replace(FROM_RIGHT, FROM_LEFT)
+            return True
+    return False
 
 
 def _resident() -> int:
@@ -139,26 +161,3 @@ def _resident() -> int:
 
 def _rows(ids: np.ndarray, counts: np.ndarray) -> list[np.ndarray]:
     return np.split(ids, np.cumsum(counts)[:-1]) if len(counts) else []
-
-
-def find_difference(tokenizer: Tokenizer, texts: Sequence[str]) -> str | None:
-    """What the first text that does not come back becomes, or None."""
-    return next(
-        (difference(text, back) for text in texts if (back := tokenizer.decode(tokenizer.encode(text))) != text), None
-    )
-
-
-def difference(text: str, back: str) -> str:
-    """The place where a decoded text begins to differ."""
-    place = next((i for i, (a, b) in enumerate(zip(text, back, strict=False)) if a != b), min(len(text), len(back)))
-    return f"{_show(text[place:])} becomes {_show(back[place:])}"
-
-
-def lossy(difference: str) -> DataError:
-    return DataError(
-        f"the tokenizer does not give its text back: {difference}; use another one, or set tokenizer.allow_lossy=true"
-    )
-
-
-def _show(text: str) -> str:
-    return ascii(text[:20]) + ("..." if len(text) > 20 else "")

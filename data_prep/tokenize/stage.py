@@ -6,15 +6,14 @@ from pathlib import Path
 import numpy as np
 
 from data_prep.config import VALIDATION_SUFFIX, Pipeline
-from data_prep.console import size
 from data_prep.documents import Part
 from data_prep.engine import Task
 from data_prep.funnel import Amount, FunnelRow
 from data_prep.manifest import make_key
 from data_prep.stages import Run
-from data_prep.tokenize import output, runs, shards
-from data_prep.tokenize.encode import lossy
-from data_prep.tokenize.tokenizer import find_existing, fingerprint, make_tokenizer
+from data_prep.tokenize import compare, output, runs, shards
+from data_prep.tokenize.lossless import lossy
+from data_prep.tokenize.tokenizer import check_tokenizer, describe_origin, fingerprint, make_tokenizer, sources
 from maxlm.data.shards import Manifest, TokenizerEntry, read_manifest
 from maxlm.data.tokenizer import FILE_NAMES
 from maxlm.errors import DataError, SaveError
@@ -22,18 +21,22 @@ from maxlm.errors import DataError, SaveError
 
 def run_tokenizer(this: Run, parts: list[Part]) -> runs.Encoding:
     config, fraction = this.config.tokenizer, this.config.validation_fraction
-    key = fingerprint(config, parts, fraction)
-    total = min(config.max_bytes, int((1 - fraction) * sum(part.bytes for part in parts)))
-    (record,) = this.tasks("tokenizer", [Task(key, make_tokenizer, (config, parts, fraction), total)], "tokenizers")
+    key, learnt = fingerprint(config, parts, fraction), sources(config, parts)
+    most = config.extend.max_bytes if config.extend else config.max_bytes
+    total = min(most, int((1 - fraction) * sum(part.bytes for part in learnt)))
+    (record,) = this.tasks("tokenizer", [Task(key, make_tokenizer, (config, learnt, fraction), total)], "tokenizers")
     entry = TokenizerEntry(**record.values["entry"])
-    origin = f"taken from {config.path}" if config.path else f"trained on {size(record.values['bytes'])}"
-    this.say("tokenizer", f"{entry.kind}, {entry.vocab_size:,} tokens, {origin}")
-    if (found := record.values["difference"]) is not None:
-        if not config.allow_lossy:
-            raise lossy(found)
-        this.warn(f"the tokenizer does not give every text back: {found}")
-    fast = config.fast and record.values["fast"]
     directory = this.folder("tokenizer").file(key, FILE_NAMES[entry.kind]).parent
+    this.say("tokenizer", describe_origin(config, entry, record))
+    if (found := record.values["difference"]) is not None and not config.allow_lossy:
+        raise lossy(found)
+    measured = compare.run(this, directory, entry, parts)
+    found = found or measured.values["difference"]
+    if found is not None and not config.allow_lossy:
+        raise lossy(found)
+    if found is not None:
+        this.warn(f"the tokenizer does not give every text back: {found}")
+    fast = config.fast and measured.values["fast"]
     return runs.Encoding(directory, entry, fast, not config.allow_lossy, this.config.seed, fraction)
 
 
@@ -122,9 +125,8 @@ def _report_empty(this: Run, source: str, split: str) -> None:
 
 
 def check(config: Pipeline) -> None:
-    """A tokenizer that is taken is there, and an output replaces a directory of shards, and nothing else."""
-    if config.tokenizer.path is not None:
-        find_existing(config.tokenizer)
+    """Tokenizers that are taken are there, and an output replaces a directory of shards, and nothing else."""
+    check_tokenizer(config.tokenizer, config.ingest.sources)
     for source in config.ingest.sources:
         for split in _splits(config):
             directory = output_directory(config, source, split)

@@ -1,55 +1,74 @@
-"""Tokenizer stage: train one, or take one that exists; find out whether it gives every text back.
+"""Tokenizer stage: train one, take one that exists, or extend it; find out whether it gives every text back."""
 
-byte_bpe               byte-level BPE, trained by `tokenizers`: splits as GPT-4 and Llama 3 do (words with their
-                       leading space, digits in groups of at most three), all 256 bytes in the alphabet
-sentencepiece_bpe,     trained by `sentencepiece`: text unchanged (identity normalisation, no dummy prefix, spaces
-sentencepiece_unigram  kept), bytes for what the vocabulary lacks
-"""
-
-import io
-import shutil
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
-import numpy as np
-
 from data_prep.config import TokenizerConfig
-from data_prep.documents import SAMPLE_SALT, Part, chosen, held_out, iterate
-from data_prep.engine import advance
+from data_prep.console import size
+from data_prep.documents import Part
 from data_prep.manifest import Folder, Record, make_key, writing
-from data_prep.tokenize.encode import Encoder, find_difference
-from maxlm.data.shards import MANIFEST, TokenizerEntry, file_entry, read_manifest
-from maxlm.data.tokenizer import FILE_NAMES, Tokenizer
+from data_prep.tokenize.extend import check as check_extensible
+from data_prep.tokenize.extend import extend
+from data_prep.tokenize.lossless import BOS, EOS, find_difference, probes
+from data_prep.tokenize.train import train, training_texts
+from maxlm.data.shards import EXTENSION, MANIFEST, TokenizerEntry, file_entry, read_manifest
+from maxlm.data.tokenizer import FILE_NAMES, Tokenizer, read_extension
 from maxlm.errors import ConfigError, DataError
 
-VERSION = 1
-BOS, EOS = "<|begin_of_text|>", "<|end_of_text|>"
-SPLIT = "|".join(
-    [
-        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)",
-        r"[^\r\n\p{L}\p{N}]?\p{L}+",
-        r"\p{N}{1,3}",
-        r" ?[^\s\p{L}\p{N}]+[\r\n]*",
-        r"\s*[\r\n]+",
-        r"\s+(?!\S)",
-        r"\s+",
-    ]
-)
-# sentencepiece adds floating-point counts thread by thread: a fixed number trains the same model on every machine.
-SENTENCEPIECE_THREADS = 8
-SENTENCE_CHARACTERS = 2**12
-CHECKED_DOCUMENTS = 256
+VERSION = 2
+EXTENDED = (FILE_NAMES["tokenizers"], EXTENSION)
+NO_TOKEN = -1
 
 
 def fingerprint(config: TokenizerConfig, parts: Sequence[Part], fraction: float) -> str:
     """The key of the tokenizer: an existing one by its content, a trained one by what it is trained on."""
+    if config.path is None:
+        settings = config.model_dump(exclude={"path", "bos", "eos", "extend", "compare", "allow_lossy", "fast"})
+        return make_key("tokenizer", VERSION, settings, fraction, [part.key for part in parts])
+    file, entry = find_existing(config)
+    settings = [entry.model_dump() if entry else [config.bos, config.eos], _extension(file)]
+    if config.extend is not None:
+        settings += [config.extend.model_dump(), fraction, [part.key for part in sources(config, parts)]]
+    return make_key("tokenizer", VERSION, file_entry(file).sha256, settings)
+
+
+def sources(config: TokenizerConfig, parts: Sequence[Part]) -> list[Part]:
+    """The parts that a tokenizer learns from."""
+    if config.path is None:
+        return list(parts)
+    return [part for part in parts if config.extend and part.source in config.extend.sources]
+
+
+def check_tokenizer(config: TokenizerConfig, known: Collection[str]) -> None:
+    """Raise what would stop the stage when all before it has run; `known` are the sources of the pipeline."""
+    for path in config.compare.values():
+        find_file(path)
     if config.path is not None:
-        file, entry = find_existing(config)
-        settings = entry.model_dump() if entry else [config.bos, config.eos]
-        return make_key("tokenizer", VERSION, file_entry(file).sha256, settings)
-    settings = config.model_dump(exclude={"path", "bos", "eos", "allow_lossy", "fast"})
-    return make_key("tokenizer", VERSION, settings, fraction, [part.key for part in parts])
+        file, _ = find_existing(config)
+    if config.extend is not None:
+        check_extensible(file)
+        if unknown := sorted(set(config.extend.sources) - set(known)):
+            raise ConfigError(
+                f"tokenizer.extend.sources: no source is called {', '.join(unknown)}; there are {', '.join(known)}"
+            )
+
+
+def describe_origin(config: TokenizerConfig, entry: TokenizerEntry, record: Record) -> str:
+    """What the tokenizer is and where it comes from, in a line."""
+    values, origin = record.values, f"taken from {config.path}"
+    if config.path is None:
+        origin = f"trained on {size(values['bytes'])}"
+    elif config.extend is not None:
+        origin = (
+            f"the {values['old_vocab_size']:,} of {config.path}, every id kept, and {config.extend.pieces:,} "
+            f"learnt from {size(values['bytes'])}"
+        )
+    return f"{entry.kind}, {entry.vocab_size:,} tokens, {origin}"
+
+
+def _extension(file: Path) -> str | None:
+    path = file.with_name(EXTENSION)
+    return file_entry(path).sha256 if path.is_file() else None
 
 
 def make_tokenizer(
@@ -59,126 +78,72 @@ def make_tokenizer(
     parts: Sequence[Part],
     fraction: float,
 ) -> Record:
-    """Put a tokenizer's file into the folder.
+    """Put a tokenizer's files into the folder; `parts` are those that it learns from.
 
     `values` has the `entry` of the shard manifest, the `documents` and `bytes` it was trained on, the `difference` of
-    the first text that does not come back (null: none), and whether gigatoken gives the same ids (`fast`).
+    the first probe that does not come back (null: none), and of an extended one the `old_vocab_size` (else null).
     """
-    counts = {"documents": 0, "bytes": 0}
-    if config.path is not None:
-        source, entry = find_existing(config)
-        kind = "sentencepiece" if source.suffix == ".model" else "tokenizers"
-        with writing(folder.file(key, FILE_NAMES[kind])) as temporary:
-            shutil.copyfile(source, temporary)
+    counts, values = {"documents": 0, "bytes": 0}, {"old_vocab_size": None}
+    entry = old = None
+    if config.path is None:
+        kind, content = train(config, training_texts(parts, config.max_bytes, fraction, counts))
+        files = {FILE_NAMES[kind]: content}
     else:
-        texts = training_texts(parts, config.max_bytes, fraction, counts)
-        kind = "tokenizers" if config.algorithm == "byte_bpe" else "sentencepiece"
-        content = (_train_byte_bpe if kind == "tokenizers" else _train_sentencepiece)(config, texts)
-        with writing(folder.file(key, FILE_NAMES[kind])) as temporary:
+        source, entry = find_existing(config)
+        kind = kind_of(source)
+        entry = entry or describe(source, kind, config.bos, config.eos or EOS)
+        files = {FILE_NAMES[kind]: source.read_bytes()}
+        if config.extend is not None:
+            old = Tokenizer(source, entry)
+            files = dict(zip(EXTENDED, extend(old, config, parts, fraction, counts, folder.path / key), strict=True))
+        elif read_extension(source.parent) is not None:
+            files[EXTENSION] = source.with_name(EXTENSION).read_bytes()
+    for name, content in files.items():
+        with writing(folder.file(key, name)) as temporary:
             temporary.write_bytes(content)
-        entry = None
     path = folder.file(key, FILE_NAMES[kind])
-    entry = entry or describe(path, kind, BOS if config.path is None else config.bos, config.eos or EOS)
+    entry = entry or describe(path, kind, BOS, EOS)
+    if (extension := read_extension(path.parent)) is not None:
+        if old is not None:
+            entry = entry.model_copy(update={"vocab_size": extension.vocab_size})
+            values["old_vocab_size"] = extension.old_vocab_size
+        elif extension.vocab_size != entry.vocab_size:
+            raise DataError(
+                f"{source.with_name(EXTENSION)}: is of a tokenizer with {extension.vocab_size} ids, that beside it has "
+                f"{entry.vocab_size}; delete it, or restore the tokenizer that it belongs to"
+            )
+    entry = entry.model_copy(update={"files": {name: file_entry(folder.file(key, name)) for name in files}})
     tokenizer = Tokenizer(path.parent, entry)
-    samples = probes() + list(islice(_held_out_texts(parts, fraction), CHECKED_DOCUMENTS))
-    values = counts | {
-        "entry": entry.model_dump(),
-        "difference": find_difference(tokenizer, samples),
-        "fast": Encoder.agrees(tokenizer, samples),
-    }
-    return folder.commit(key, [path.name], values)
+    if old is not None:
+        _check_special(old, tokenizer)
+    values |= counts | {"entry": entry.model_dump(), "difference": find_difference(tokenizer, probes())}
+    return folder.commit(key, files, values)
 
 
-def training_texts(parts: Sequence[Part], max_bytes: int, fraction: float, counts: dict[str, int]) -> Iterator[str]:
-    """A sample of about `max_bytes` of the documents that are not held out; adds what it yields to `counts`."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    share = max_bytes / max(1, (1 - fraction) * sum(part.bytes for part in parts))
-    for part in parts:
-        for table in iterate(part, [*dict.fromkeys(("id_hash", "text", "bytes", part.split_by))]):
-            wanted = ~held_out(table[part.split_by].to_numpy(), fraction)
-            if share < 1:
-                wanted &= chosen(table["id_hash"].to_numpy(), SAMPLE_SALT, share)
-            table = table.filter(pa.array(wanted))
-            yield from table["text"].to_pylist()
-            total = pc.sum(table["bytes"]).as_py() or 0
-            counts["documents"] += table.num_rows
-            counts["bytes"] += total
-            advance(total)
-
-
-def _held_out_texts(parts: Sequence[Part], fraction: float) -> Iterator[str]:
-    for part in parts:
-        for table in iterate(part, (part.split_by, "text")):
-            chosen = held_out(table[part.split_by].to_numpy(), fraction or 1.0)
-            yield from table["text"].take(np.flatnonzero(chosen)).to_pylist()
-
-
-def _train_byte_bpe(config: TokenizerConfig, texts: Iterable[str]) -> bytes:
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(SPLIT), "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=config.vocab_size,
-        special_tokens=[BOS, EOS, *config.special_tokens],
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    return tokenizer.to_str(pretty=True).encode()
-
-
-def _train_sentencepiece(config: TokenizerConfig, texts: Iterable[str]) -> bytes:
-    import sentencepiece
-
-    model = io.BytesIO()
-    try:
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=_sentences(texts),
-            model_writer=model,
-            model_type=config.algorithm.removeprefix("sentencepiece_"),
-            vocab_size=config.vocab_size,
-            byte_fallback=True,
-            normalization_rule_name="identity",
-            remove_extra_whitespaces=False,
-            # Runs of spaces become tokens: without it, indentation doubles the length of code.
-            allow_whitespace_only_pieces=True,
-            add_dummy_prefix=False,
-            split_digits=config.split_digits,
-            character_coverage=config.character_coverage,
-            max_sentence_length=4 * SENTENCE_CHARACTERS,
-            num_threads=SENTENCEPIECE_THREADS,
-            bos_piece=BOS,
-            eos_piece=EOS,
-            # Control symbols: unlike user-defined ones they are not looked for in the text.
-            control_symbols=config.special_tokens,
-            minloglevel=2,
-        )
-    except RuntimeError as error:
-        reason = str(error).rpartition("] ")[2].strip().replace("--character", "tokenizer.character")
-        raise ConfigError(f"tokenizer: sentencepiece cannot train {config.vocab_size} pieces: {reason}") from None
-    return model.getvalue()
-
-
-def _sentences(texts: Iterable[str]) -> Iterator[str]:
-    """Lines in pieces that sentencepiece does not skip for their length; it has no use for NUL in training."""
-    for text in texts:
-        for line in text.replace("\0", "").split("\n"):
-            for start in range(0, len(line), SENTENCE_CHARACTERS):
-                yield line[start : start + SENTENCE_CHARACTERS]
+def _check_special(old: Tokenizer, new: Tokenizer) -> None:
+    """Added tokens are in the vocabulary of an extended tokenizer: one that takes whole words from it may find them."""
+    for text in new.special_tokens():
+        number = new.token_id(text)
+        if number in new.encode(text) and number not in old.encode(text):
+            raise ConfigError(
+                f"{old.path}: cannot be extended, as the text '{text}' would become the special token of that name: "
+                "the tokenizer takes whole words from its vocabulary (ignore_merges)"
+            )
 
 
 def find_existing(config: TokenizerConfig) -> tuple[Path, TokenizerEntry | None]:
     """The tokenizer's file at `config.path`, and its entry where the path is a directory of prepared shards."""
-    given = Path(config.path).expanduser()
+    found, entry = find_file(config.path)
+    if (config.bos or config.eos) and (entry or found.suffix == ".model"):
+        raise ConfigError(
+            f"tokenizer: {config.path} says itself what bos and eos are; leave tokenizer.bos and .eos out"
+        )
+    return found, entry
+
+
+def find_file(path: str) -> tuple[Path, TokenizerEntry | None]:
+    """The file of a tokenizer: a path, or in a directory, of prepared shards among others, which have an entry."""
+    given = Path(path).expanduser()
     candidates, entry = [given, *(given / name for name in FILE_NAMES.values())], None
     if (given / MANIFEST).is_file():
         entry = read_manifest(given).tokenizer
@@ -188,13 +153,18 @@ def find_existing(config: TokenizerConfig) -> tuple[Path, TokenizerEntry | None]
         raise DataError(
             f"{given}: no tokenizer; expected a tokenizer.json, a sentencepiece .model, or a directory that has one"
         )
-    if (config.bos or config.eos) and (entry or found.suffix == ".model"):
-        raise ConfigError(f"tokenizer: {given} says itself what bos and eos are; leave tokenizer.bos and .eos out")
-    return found, entry
+    return found.absolute(), entry
 
 
-def describe(path: Path, kind: str, bos: str | None, eos: str) -> TokenizerEntry:
-    """The entry of the shard manifest; raises `ConfigError` where `bos` or `eos` is not in the vocabulary."""
+def kind_of(file: Path) -> str:
+    return "sentencepiece" if file.suffix == ".model" else "tokenizers"
+
+
+def describe(path: Path, kind: str, bos: str | None, eos: str | None) -> TokenizerEntry:
+    """The entry of the shard manifest, without its files; raises `ConfigError` where `bos` or `eos` is not there.
+
+    An `eos` of None is for a tokenizer that writes no shards: it has the id NO_TOKEN.
+    """
     try:
         if kind == "tokenizers":
             import tokenizers
@@ -207,7 +177,7 @@ def describe(path: Path, kind: str, bos: str | None, eos: str) -> TokenizerEntry
                     raise ConfigError(
                         f"tokenizer.{key}: '{token}' is not in {path.name}; its special tokens are {', '.join(special)}"
                     )
-            size, ids = max(vocabulary.values()) + 1, (vocabulary.get(bos), vocabulary[eos])
+            size, ids = max(vocabulary.values()) + 1, (vocabulary.get(bos), vocabulary.get(eos, NO_TOKEN))
         else:
             import sentencepiece
 
@@ -218,29 +188,8 @@ def describe(path: Path, kind: str, bos: str | None, eos: str) -> TokenizerEntry
         raise
     except Exception as error:  # Both libraries raise bare exceptions on a file they cannot read.
         raise DataError(f"{path}: not a tokenizer that can be read ({error})") from None
-    if ids[1] is None:
+    if ids[1] is None and eos is not None:
         raise ConfigError(f"{path}: the tokenizer has no end-of-text token, which shards need after every document")
     return TokenizerEntry(
-        kind=kind, vocab_size=size, bos_id=ids[0], eos_id=ids[1], files={FILE_NAMES[kind]: file_entry(path)}
+        kind=kind, vocab_size=size, bos_id=ids[0], eos_id=NO_TOKEN if ids[1] is None else ids[1], files={}
     )
-
-
-def probes() -> list[str]:
-    """Texts that a tokenizer tends to lose: controls, blanks, every plane of Unicode, text that looks like a token."""
-    planes = [chr(code) for code in range(0x3100) if not 0xD800 <= code < 0xE000]
-    return [
-        *("".join(planes[start : start + 256]) for start in range(0, len(planes), 256)),
-        "\0",
-        "\n",
-        " ",
-        "  two  blanks  ",
-        "\n\n\t \r\n\r x \n",
-        "a\0b\x00\n",
-        "\u2581 \u2581\u2581",
-        "1234567 3.14159 1e-05",
-        "漢字かな交じり文、한국어. 中文沒有空格",
-        "e\u0301 \u00e9 \ufb01 \u2126 \uff21",
-        "👩‍👩‍👧‍👦🇪🇺 \U0010ffff\ufffd\ufeff",
-        f"{BOS}x{EOS} <s></s><unk> <0x0A>",
-        "x" * 3000,
-    ]

@@ -60,6 +60,7 @@ from maxlm.errors import DataError
 
 FORMAT, VERSION = "maxlm-shards", 1
 MANIFEST = "manifest.json"
+EXTENSION = "extension.json"  # how a tokenizer was extended, beside its file; see `tokenizer`
 HASHES = "documents.hash"
 HASH_DTYPE = np.dtype([("hash", "<u8"), ("shard", "<u4"), ("row", "<u4")])
 
@@ -111,8 +112,11 @@ class TokenizerEntry(_Record):
 
     @property
     def hash(self) -> str:
-        """Identity of the tokenizer: its files' contents, whatever their directory."""
-        return _digest({name: entry.sha256 for name, entry in self.files.items()})
+        """Identity of the tokenizer: its files' contents, whatever their directory.
+
+        How it was extended does not count: the ids are those of a copy of the tokenizer alone.
+        """
+        return _digest({name: entry.sha256 for name, entry in self.files.items() if name != EXTENSION})
 
 
 class ShardEntry(_Record):

@@ -8,7 +8,7 @@ import pytest
 from data_prep.text.texts import Texts
 from data_prep.tokenize import encode, runs, shards
 from data_prep.tokenize.encode import Encoder, Fast
-from data_prep.tokenize.tokenizer import BOS, EOS, probes
+from data_prep.tokenize.lossless import BOS, EOS, probes
 from data_prep.tokenize.tokens import gather, spell
 from maxlm.data.tokenizer import Tokenizer
 from maxlm.errors import DataError

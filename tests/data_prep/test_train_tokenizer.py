@@ -5,12 +5,12 @@ import pickle
 
 import pytest
 
-from data_prep.tokenize.tokenizer import BOS, EOS, probes
+from data_prep.tokenize.lossless import BOS, EOS, probes
 from maxlm.data.shards import read_manifest
 from maxlm.data.tokenizer import Tokenizer
 from maxlm.errors import ConfigError, DataError
 
-ALGORITHMS = {"byte_bpe": 300, "sentencepiece_bpe": 400, "sentencepiece_unigram": 400}
+ALGORITHMS = {"byte_bpe": 300, "wordpiece": 600, "sentencepiece_bpe": 400, "sentencepiece_unigram": 400}
 
 
 @pytest.fixture(params=ALGORITHMS)
@@ -70,7 +70,7 @@ def test_special_tokens_are_in_the_vocabulary_and_no_text_becomes_one(prepare, t
 @pytest.mark.parametrize(
     ("tokenizer", "message"),
     [
-        ({"path": "x", "special_tokens": ["<a>"]}, "special_tokens are for a tokenizer that is trained"),
+        ({"path": "x", "special_tokens": ["<a>"]}, "special_tokens is for a tokenizer that is trained"),
         ({"algorithm": "byte_bpe", "vocab_size": 300, "special_tokens": ["<a>"] * 2}, "names a token twice, found <a>"),
         ({"algorithm": "byte_bpe", "vocab_size": 260, "special_tokens": ["<a>", "<b>"]}, "at least 261 with these"),
         ({"algorithm": "byte_bpe", "vocab_size": 300, "special_tokens": ["a b"]}, "special_tokens.* found 'a b'"),
