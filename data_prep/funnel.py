@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from rich import box
 from rich.console import Console
@@ -13,11 +13,15 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from data_prep.console import count, right, size
-from data_prep.documents import Part
 from data_prep.manifest import writing
 
-if TYPE_CHECKING:
-    from data_prep.tokenize.runs import Run
+
+class Counted(Protocol):
+    """Documents of a source: a part of text, or a run of tokens."""
+
+    source: str
+    documents: int
+    bytes: int
 
 
 @dataclass(frozen=True)
@@ -28,11 +32,11 @@ class Amount:
     bytes: int
 
     @staticmethod
-    def of(parts: "Sequence[Part | Run]") -> "Amount":
+    def of(parts: Sequence[Counted]) -> "Amount":
         return Amount(sum(part.documents for part in parts), sum(part.bytes for part in parts))
 
     @staticmethod
-    def by_source(parts: "Sequence[Part | Run]") -> "dict[str, Amount]":
+    def by_source(parts: Sequence[Counted]) -> "dict[str, Amount]":
         sources = dict.fromkeys(part.source for part in parts)
         return {name: Amount.of([part for part in parts if part.source == name]) for name in sources}
 

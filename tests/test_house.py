@@ -25,7 +25,8 @@ FLOORS = [
     {"config"},
     {"errors"},
 ]
-# Of preparation, likewise; the stages do not know of each other.
+# Of preparation, likewise; the stages do not know of each other, but for the mixture, which is one of runs of tokens, and
+# quality, whose models read files, limit labels and compare languages as other stages do.
 PREPARATION_FLOORS = [
     {"__main__", "__init__"},
     {"cli"},
@@ -33,7 +34,8 @@ PREPARATION_FLOORS = [
     {"status"},
     {"synthesize"},
     {"pipeline"},
-    {"ingest", "language", "rules", "dedup", "decontaminate", "quality", "privacy", "limit", "mix", "tokenize"},
+    {"mix", "quality"},
+    {"ingest", "language", "rules", "dedup", "decontaminate", "privacy", "limit", "tokenize"},
     {"stages"},
     {"engine", "funnel"},
     {"console", "documents"},

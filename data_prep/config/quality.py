@@ -4,8 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from maxlm.config import Name, Section
-from maxlm.config.section import Real
+from maxlm.config import Name, Real, Section
 
 # It becomes the name of a column.
 ScoreName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$")]

@@ -7,8 +7,7 @@ from pydantic import Field, field_validator, model_validator
 
 from data_prep.config.perplexity import PerplexityTraining
 from data_prep.config.pipeline import Selection
-from maxlm.config import Count, Name, Section
-from maxlm.config.section import Real
+from maxlm.config import Count, Name, Real, Section
 
 
 class ClassifierTraining(Section):
