@@ -32,12 +32,19 @@ class ServerConfig(Section):
         description="Longest pause before a request is sent again, in seconds; they double from 1, and Retry-After is "
         "obeyed beyond this.",
     )
-    max_failures: Count = Field(
-        100, description="Failures in a row, over all requests, after which the run stops with exit code 1."
+    max_failures: Count | None = Field(
+        None,
+        description="Failures in a row, over all requests, after which the run stops with exit code 1; null for 8 for "
+        "each request in flight.",
     )
     max_tokens_key: Literal["max_tokens", "max_completion_tokens"] = Field(
         "max_tokens", description="What the server calls the longest answer; some models refuse the older name."
     )
+
+    @property
+    def failures(self) -> int:
+        """Refusals of many come back before the first answer does, so that few would stop a busy server's client."""
+        return self.max_failures or 8 * self.concurrency
 
     @model_validator(mode="after")
     def _check(self) -> "ServerConfig":

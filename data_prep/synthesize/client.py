@@ -39,11 +39,11 @@ class Stopped(Exception):
 
 @dataclass(frozen=True)
 class Failure:
-    """Why an attempt gave no answer; whether it may have been paid all the same; and how long the server wants rest."""
+    """Why an attempt gave no answer; whether it may have been paid all the same; whether all others will fail so."""
 
     reason: str
     doubtful: bool
-    rest: float = 0.0
+    final: bool = False
 
 
 class Client:
@@ -103,6 +103,8 @@ class Client:
             if isinstance(found, Answer):
                 self._failures = 0
                 return found
+            if found.final:
+                raise ConfigError(f"{self.config.url}: {found.reason}")
             self._count(found)
             if number + 1 < self.config.attempts:
                 pause = min(FIRST_PAUSE * 2**number, self.config.longest_pause)
@@ -111,8 +113,7 @@ class Client:
 
     def _count(self, failure: Failure) -> None:
         self._failures += 1
-        self._open_at = max(self._open_at, time.monotonic() + failure.rest)
-        if self._failures >= self.config.max_failures:
+        if self._failures >= self.config.failures:
             raise MaxlmError(
                 f"{self.config.url}: {self._failures} failures in a row, the last one: {failure.reason}; what "
                 "is answered is kept, the same command goes on when the server does"
@@ -137,8 +138,8 @@ class Client:
             return Failure(f"no answer in {self.config.timeout:g} s", doubtful=True)
         except httpx2.ConnectError as error:
             return Failure(f"no connection ({self._clean(error)})", doubtful=False)
-        except (httpx2.UnsupportedProtocol, httpx2.InvalidURL) as error:
-            raise ConfigError(f"server.url: {self.config.url}: {self._clean(error)}") from None
+        except httpx2.InvalidURL as error:
+            return Failure(f"no address ({self._clean(error)})", doubtful=False, final=True)
         except httpx2.TransportError as error:
             return Failure(f"the connection broke ({self._clean(error) or type(error).__name__})", doubtful=True)
         status = response.status_code
@@ -146,8 +147,9 @@ class Client:
             return self._read(response, request)
         reason = f"status {status} ({self._clean(response.text)})"
         if status in PASSING or 500 <= status < 600:
-            return Failure(reason, status >= 500 and status not in REFUSING, _retry_after(response.headers))
-        raise ConfigError(f"{self.config.url}: {self._explain(status, request)}: {reason}")
+            self._open_at = max(self._open_at, time.monotonic() + _retry_after(response.headers))
+            return Failure(reason, doubtful=status >= 500 and status not in REFUSING)
+        return Failure(f"{self._explain(status, request)}: {reason}", doubtful=False, final=True)
 
     def _explain(self, status: int, request: Request) -> str:
         if status in (401, 403):

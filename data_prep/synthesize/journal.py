@@ -158,17 +158,11 @@ class Commits:
         return attempt
 
     async def close_attempt(self, attempt: int, key: str, answer: Answer | None) -> None:
-        """Write down what came of an attempt: an answer, or that the server refused.
-
-        Of two answers to one request, as seeds with the same id and text make them, the first stays; both are paid.
-        """
+        """Write down what came of an attempt: an answer, or that the server refused."""
         outcome = REFUSED if answer is None else ANSWERED
         statements: list[Write] = [("UPDATE attempts SET outcome = ? WHERE id = ?", (outcome, attempt))]
         if answer is not None:
-            summed = ("input_tokens", "output_tokens", "cost")
-            added = ", ".join(f"{name} = {name} + excluded.{name}" for name in summed)
-            insert = f"INSERT INTO answers VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (key) DO UPDATE SET {added}"
-            statements.append((insert, (key, *astuple(answer))))
+            statements.append(("INSERT INTO answers VALUES (?, ?, ?, ?, ?, ?, ?, ?)", (key, *astuple(answer))))
         await self._write(statements)
 
     async def _write(self, statements: Sequence[Write]) -> None:

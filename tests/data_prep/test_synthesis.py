@@ -18,7 +18,7 @@ from data_prep.synthesize.prompts import Prompt, Template, choose
 from data_prep.synthesize.recipe import Recipe, copied
 from data_prep.synthesize.run import synthesize
 from data_prep.synthesize.seeds import FIELDS, Seed
-from maxlm.config import validate
+from maxlm.config import json_schema, validate
 from maxlm.errors import ConfigError, DataError, MaxlmError
 
 SCHEMA = {
@@ -387,3 +387,10 @@ def test_a_journal_is_held_by_one_run_and_a_damaged_one_is_named(recipe, server)
 def test_settings_that_cannot_work_are_refused(recipe, sections, message):
     with pytest.raises(ConfigError, match=message):
         recipe(**sections)
+
+
+def test_the_schema_describes_every_field():
+    schema = json_schema(Synthesis)
+    for definition in (schema, *schema["$defs"].values()):
+        for name, field in definition["properties"].items():
+            assert "description" in field, name
