@@ -140,7 +140,7 @@ class Client:
             return Failure(f"no connection ({self._clean(error)})", doubtful=False)
         except httpx2.InvalidURL as error:
             return Failure(f"no address ({self._clean(error)})", doubtful=False, final=True)
-        except httpx2.TransportError as error:
+        except httpx2.RequestError as error:
             return Failure(f"the connection broke ({self._clean(error) or type(error).__name__})", doubtful=True)
         status = response.status_code
         if status == 200:

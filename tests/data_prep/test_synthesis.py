@@ -52,7 +52,7 @@ def recipe(tmp_path, texts):
     def make(url="http://127.0.0.1:9/v1", **sections):
         values = {
             "name": "test",
-            "output": str(tmp_path / "out"),
+            "output": str(tmp_path / "made"),
             "workers": 1,
             "ingest": {"sources": {"web": source}},
             "server": {"url": url, "model": "made-up", "longest_pause": 0.05} | sections.pop("server", {}),
@@ -280,6 +280,14 @@ def test_seeds_are_chosen_by_their_ids_and_fewer_are_among_more(recipe, server):
         return {entry["synthesis"]["seed"]["id"] for entry in documents}
 
     assert seeds(5) < seeds(12) < seeds(100) and count(server) == 40
+
+
+def test_prepared_shards_are_seeds(recipe, server, tree, texts, prepare):
+    directory = prepare().directories["web"]
+    sources = {"old": {"kind": "shards", "path": str(directory)}}
+    _, documents, _, summary = run(recipe(server.url, ingest={"sources": sources}, max_seeds=10))
+    assert summary["seeds"] == summary["kept"] == 10 and count(server) == 10
+    assert all(entry["id"].startswith("old/web/") and entry["id"].endswith(".txt#qa") for entry in documents)
 
 
 def test_seeds_without_a_prompt_in_their_language_are_dropped(tmp_path, recipe, server):
