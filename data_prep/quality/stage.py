@@ -12,7 +12,6 @@ from data_prep.config import QualityConfig, Selection
 from data_prep.config.quality import RANK
 from data_prep.documents import FINGERPRINTS, Part, text_schema
 from data_prep.engine import Task
-from data_prep.language import identify
 from data_prep.manifest import make_key
 from data_prep.quality import join, models, ranks, scores, select
 from data_prep.quality.scores import Scorer
@@ -43,6 +42,7 @@ def run(this: Run, parts: list[Part]) -> list[Part]:
         return parts
     found = Columned(parts)
     scorers = _scorers(config)
+    _added(config, scorers, {name for part in parts for name, _ in part.columns})
     _score(this, found, scorers)
     for name in config.join:
         _join(this, found, name)
@@ -68,16 +68,11 @@ def check(config: Selection) -> None:
     """The models and tables are there and can be read, and limits are on columns that there will be."""
     if config.quality is None:
         return
-    added: dict[str, tuple[str, ...]] = {}
-    reserved = {*text_schema().names, *identify.COLUMNS, *FINGERPRINTS}
-    for scorer in _scorers(config.quality):
-        names = scorer.columns if scorer.model.is_topic else (scorer.name, scorer.name + RANK)
-        _add(added, reserved, names, scorer.model.labels if scorer.model.is_topic else ())
     for name, one in config.quality.join.items():
         join.find(name, one)
         if one.source is not None and one.source not in config.ingest.sources:
             raise ConfigError(f"quality.join.{name}: {_unknown('source', one.source, config.ingest.sources)}")
-        _add(added, reserved, (name, name + RANK), ())
+    added = _added(config.quality, _scorers(config.quality), {*text_schema().names, *FINGERPRINTS})
     for limit in config.quality.select:
         if limit.score not in added:
             raise ConfigError(f"quality.select: {_unknown('score', limit.score, added)}")
@@ -93,13 +88,19 @@ def check(config: Selection) -> None:
                 raise ConfigError(f"quality.select: {_unknown('source', source, config.ingest.sources)}")
 
 
-def _add(added: dict[str, tuple[str, ...]], reserved: set[str], names: Sequence[str], labels: tuple[str, ...]) -> None:
-    """Remember columns, the first of them with its labels, unless another one has the name."""
-    for number, name in enumerate(names):
-        if name in reserved or name in added:
-            owner = "documents have" if name in reserved else "another score gives"
-            raise ConfigError(f"quality: '{names[0]}' would give the column '{name}', which {owner}; rename it")
-        added[name] = labels if number == 0 else ()
+def _added(config: QualityConfig, scorers: Sequence[Scorer], taken: set[str]) -> dict[str, tuple[str, ...]]:
+    """The columns that there will be, those of topics with their labels; `ConfigError` for a name that is taken."""
+    added: dict[str, tuple[str, ...]] = {}
+    groups = [(one.columns, one.model.labels) for one in scorers if one.model.is_topic]
+    groups += [((one.name, one.name + RANK), ()) for one in scorers if not one.model.is_topic]
+    groups += [((name, name + RANK), ()) for name in config.join]
+    for names, labels in groups:
+        for name in names:
+            if name in taken or name in added:
+                owner = "documents have" if name in taken else "another score gives"
+                raise ConfigError(f"quality: '{names[0]}' would give the column '{name}', which {owner}; rename it")
+            added[name] = labels if name == names[0] else ()
+    return added
 
 
 def _unknown(kind: str, name: str, known: Sequence[str]) -> str:

@@ -15,7 +15,7 @@ from data_prep.config import Pipeline, QualityModel
 from data_prep.documents import iterate
 from data_prep.engine import open_workers
 from data_prep.ingest.stage import run as read_sources
-from data_prep.pipeline import check, train_model
+from data_prep.pipeline import check, run, train_model
 from data_prep.quality import features, models, ranks, stage
 from data_prep.stages import Run
 from data_prep.text.texts import Texts
@@ -352,6 +352,14 @@ def test_a_configuration_that_cannot_work_is_told_before_anything_runs(
     with pytest.raises(ConfigError, match=message):
         score(**change | {"models": models_of(**{name: known[path] for name, path in wanted.items()})})
     assert not (tmp_path / "out").exists()
+
+
+def test_a_score_does_not_take_the_place_of_another_stage_s_column(quality_model, pipeline):
+    quality = {"models": models_of(script=quality_model)}
+    config = pipeline(language={}, quality=quality)
+    check(config)
+    with open(os.devnull, "w") as sink, pytest.raises(ConfigError, match="the column 'script', which documents have"):
+        run(config, Console(file=sink), until="quality")
 
 
 def test_a_model_that_is_damaged_or_of_another_version_is_told(score, quality_model, tmp_path):

@@ -5,6 +5,7 @@ import os
 import random
 import re
 import shutil
+from collections import Counter
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -238,3 +239,13 @@ def test_the_command_prints_the_directory(config, command, tmp_path):
     done = command("train-model", path, "classifier.labels.good=[nothing]")
     assert done.returncode == 2 and "the source 'nothing' is not in ingest.sources" in done.stderr
     assert command("schema", "model").returncode == 0
+
+
+def test_near_duplicates_that_are_kept_are_on_one_side(train, tmp_path):
+    texts = {f"n{number}": f"{make('prose', number // 4)} {number}" for number in range(240)}
+    keep = {"fuzzy": {"ngram": 1, "drop": False}}
+    train([("novels", texts)], dedup=keep, labels={"river": ["novels"], "verse": ["poems"]})
+    groups = Counter()
+    for path in (tmp_path / "work" / ".work" / "test" / "model-examples").glob("*/documents.parquet"):
+        groups.update(pq.read_table(path)["group"].to_pylist())
+    assert sum(count == 4 for count in groups.values()) > 20
