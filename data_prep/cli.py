@@ -48,7 +48,7 @@ STAGES = {
     "substrings": "Remove long substrings that occur more than once.",
     "decontaminate": "Remove what occurs in benchmarks.",
     "quality": "Score documents by models, and select by the scores.",
-    "privacy": "Mask personal data and secrets.",
+    "privacy": "Mask personal data and secrets; the work directory keeps the text as it was read.",
     "limit": "Keep at most max_bytes of a source.",
     "tokenizer": "Train or take a tokenizer.",
     "mix": "Choose how many tokens of each source there are, and in which order.",

@@ -71,7 +71,11 @@ class Selection(Section):
     dedup: DedupConfig | None = Field(None, description="Remove duplicates across all sources.")
     decontaminate: DecontaminateConfig | None = Field(None, description="Remove what occurs in benchmarks.")
     quality: QualityConfig | None = Field(None, description="Score documents by models, and select by the scores.")
-    privacy: PrivacyConfig | None = Field(None, description="Mask personal data and secrets.")
+    privacy: PrivacyConfig | None = Field(
+        None,
+        description="Mask personal data and secrets in what is written for training, ids and addresses among it. The "
+        "work directory keeps the text as it was read, and fingerprints are hashes of that text.",
+    )
 
     @property
     def work(self) -> Path:

@@ -7,7 +7,8 @@ from data_prep.privacy.rules import Rule, Span, after, before
 
 # The part before the @ is read backward from there. RFC 5322 allows more characters, such as / = ?, which in text
 # rather stand around an address; 64 bytes is the longest local part (RFC 5321, 4.5.3.1.1), 63 the longest label.
-LOCAL = re.compile(rb"[a-z0-9][a-z0-9._+'-]*\Z")
+# =3D is an equals sign of quoted-printable mail (RFC 2045, 6.7), %2C a comma of an address on the web.
+LOCAL = re.compile(rb"(?:(?<==)3d|(?<=%)[0-9a-f]{2})?(?P<local>[a-z0-9][a-z0-9._+'-]*)\Z")
 DOMAIN = rb"(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.){1,16}(?:xn--[A-Za-z0-9-]{2,59}|[A-Za-z]{2,24})"
 # Names of files that have an @ in them, as pictures for dense screens do.
 FILES = (b"png", b"jpg", b"jpeg", b"gif", b"svg", b"webp", b"css", b"html", b"json", b"js", b"xml")
@@ -16,12 +17,12 @@ FILES = (b"png", b"jpg", b"jpeg", b"gif", b"svg", b"webp", b"css", b"html", b"js
 def check_email(data: bytes, match: re.Match) -> Span | None:
     local = LOCAL.search(before(data, match.start(), 64))
     suffix, behind = data[match.start() : match.end()].lower().rpartition(b".")[2], after(data, match.end(), 1)
-    if local is None or local[0].endswith(b".") or suffix in FILES:
+    if local is None or local["local"].endswith(b".") or suffix in FILES:
         return None
     # `weights@x.dot(y)` is a product, and git@ an account that everybody has.
-    if local[0] in (b"git", b"hg", b"svn") or behind == b"(" or behind.isalnum():
+    if local["local"] in (b"git", b"hg", b"svn") or behind == b"(" or behind.isalnum():
         return None
-    return Span("email", match.start() - len(local[0]), match.end())
+    return Span("email", match.start() - len(local["local"]), match.end())
 
 
 VERSION = re.compile(

@@ -31,7 +31,11 @@ PROVIDERS = {
     rb"pypi-A": rb"[A-Za-z0-9_-]{50,255}",
     rb"\bSG\.": rb"[A-Za-z0-9_-]{16,64}\.[A-Za-z0-9_-]{16,64}",  # SendGrid
     rb"do[oprt]_v1_": rb"[a-f0-9]{64}",  # DigitalOcean
+    rb"sq0(?:atp|csp|idp)-": rb"[A-Za-z0-9_-]{22,43}",  # Square
+    rb"\b(?:AC|SK)[0-9a-f]{4}": rb"[0-9a-f]{28}",  # Twilio
+    rb"\b\d{8,10}:AA": rb"[A-Za-z0-9_-]{33}",  # Telegram
 }
+AZURE = rb"AccountKey=[A-Za-z0-9+/]{2}", rb"(?<=AccountKey=)[A-Za-z0-9+/]{86}=="
 
 
 def check_key(data: bytes, match: re.Match) -> Span | None:
@@ -97,7 +101,7 @@ NAMED = re.compile(rb"[A-Za-z_]\w*(?:(?:\.|->|::)[A-Za-z_]\w*)+")
 
 def check_assigned(data: bytes, match: re.Match) -> Span | None:
     """A value behind a name such as password and a sign such as =, if it looks drawn at random."""
-    if PLAIN.search(match[0]):
+    if PLAIN.search(match[0]) or re.search(rb"public_?(?:key_?)?\Z", before(data, match.start(), 12)):
         return None
     value = QUOTED.match(data, match.end())
     if value is None and match[0].rstrip().endswith((b"=", b"=>")):
@@ -129,6 +133,7 @@ NAMES = rb"(?i:passw(?:or)?d|passwd|\bpwd|secret|token|api_?-?key|access_?-?key|
 PRIVATE_KEY = rb"-----BEGIN [A-Z0-9 ]{0,32}PRIVATE KEY(?: BLOCK)?-----"
 RULES = (
     Rule(rb"|".join(PROVIDERS), rb"|".join(prefix + rest for prefix, rest in PROVIDERS.items()), check_key),
+    Rule(*AZURE, lambda data, match: Span("secret", *match.span())),
     Rule(rb"\beyJ", rb"\beyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]*[A-Za-z0-9]", check_token),
     Rule(rb"-----BEGIN ", PRIVATE_KEY, check_private_key),
     Rule(rb"[a-z]://", rb"[a-z]://[^\s/:@\0'\"<>]{1,64}:(?P<value>[^\s/@\0'\"<>]{3,128})@[A-Za-z0-9\[]", check_url),

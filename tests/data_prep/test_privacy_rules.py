@@ -82,6 +82,7 @@ def test_texts_of_one_scan_do_not_touch_each_other():
     [
         ("13812345678@fensol.com", [("email", "13812345678@fensol.com")]),
         ("to=ket%40fensol.com&x=1", [("email", "ket%40fensol.com")]),
+        ("href=3Dket@fensol.com, a%2Cvex@fensol.com", [("email", "ket@fensol.com"), ("email", "vex@fensol.com")]),
         ("'ket@fensol.com.'", [("email", "ket@fensol.com")]),
         ("https://ket:n0t4W0rd!@fensol.com/x", [("secret", "n0t4W0rd!")]),
         ("https://ket:${PASSWORD}@fensol.com/x", []),
@@ -96,6 +97,11 @@ def test_texts_of_one_scan_do_not_touch_each_other():
         ("card 4012-8888-8888-1881 4012888888881882", [("card", "4012-8888-8888-1881")]),
         ("x = 4012888888881881 * y", []),
         ("AKIAIOSFODNN7EXAMPLE", []),
+        (f"AccountKey={'aB3/' * 21}aB==;x", [("secret", f"{'aB3/' * 21}aB==")]),
+        (
+            "bot 110201543:AAHdqTcvCH1vGWJxfSeofSAs0K5PALDsawQ!",
+            [("secret", "110201543:AAHdqTcvCH1vGWJxfSeofSAs0K5PALDsawQ")],
+        ),
         ("xAKIAIOSFODNN7QWERTZU", []),
         ("-----BEGIN RSA PRIVATE KEY-----\n(in base64)\n-----END RSA PRIVATE KEY-----", []),
         ("[2a02:4d3b:8d2f::8c35]:80, 2a02:4d3b:8d2f::8c35: done", [("ipv6", "2a02:4d3b:8d2f::8c35")] * 2),
@@ -143,6 +149,13 @@ def test_thousands_of_values_in_one_document_are_found_again():
     assert len(spans) == len(numbers)
     again = everywhere({"text": data, "url": b"/" + numbers[-1].encode()}, {"text": spans, "url": []})
     assert len(again["text"]) == 2 * len(numbers) and [(s.start, s.stop) for s in again["url"]] == [(1, 12)]
+
+
+def test_nothing_is_found_where_values_were_masked(pipeline):
+    hiding = Hiding(pipeline(privacy={}))
+    masked = [hiding.text(case.text) for case in sample(6, 600)]
+    assert sum("[" in text for text in masked) > 200
+    assert not any(find_all(masked))
 
 
 def test_what_is_published_is_hidden(pipeline):
