@@ -33,7 +33,7 @@ def check_identity(data: bytes, match: re.Match) -> Span | None:
 
 # First and last beginnings of issuers' ranges, and the lengths of their numbers (ISO/IEC 7812).
 ISSUERS = [
-    ("4", "4", (13, 16, 19)),  # Visa
+    ("4", "4", (16, 19)),  # Visa
     ("51", "55", (16,)),  # Mastercard
     ("2221", "2720", (16,)),
     ("34", "34", (15,)),  # American Express
@@ -94,7 +94,8 @@ def check_international(data: bytes, match: re.Match) -> Span | None:
     while stop - start > 7:
         if is_valid("+" + digits_of(data, start, stop).removeprefix("00"), None):
             return Span("phone", start, stop)
-        stop = start + max(map(data[start:stop].rfind, (b" ", b"-", b".", b"(")))
+        last = max(map(data[start:stop].rfind, (b" ", b"-", b".", b"(")))
+        stop = start + len(data[start : start + max(0, last)].rstrip(b" -.("))
     return None
 
 
@@ -127,7 +128,8 @@ GROUPS = {
     "US": (
         (
             rb"\b1[ .-][(]?\d{3}|[(]\d{3}[)]|\b\d{3}[ .-]\d{3}[ .-]\d{4}",
-            rb"(?P<value>(?:\b1[ .-])?(?:[(]\d{3}[)][ -]?|\b\d{3}[ .-])\d{3}[ .-]\d{4})\b",
+            rb"(?P<value>(?:\b1[ .-])?(?:[(]\d{3}[)][ -]?|\b\d{3}[ .-])\d{3}[ .-]\d{4})"
+            rb"(?: ?(?:x|[Ee]xt[. ]) ?\d{1,6})?\b",
         ),
     ),
 }
@@ -147,8 +149,8 @@ def phone_rules(regions: tuple[str, ...]) -> list[Rule]:
 
 
 IDENTITY = rb"\b[1-9]\d{5}[ -]?(?:19|20)\d\d(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])[ -]?\d{3}[0-9Xx]\b"
-CARD = rb"\b(?:\d{13,19}|\d{4}[ -]\d{4}[ -]\d{4}[ -]\d{4}(?:[ -]\d{1,3})?|\d{4}[ -]\d{6}[ -]\d{4,5})\b"
+CARD = rb"\b(?:\d{14,19}|\d{4}[ -]\d{4}[ -]\d{4}[ -]\d{4}(?:[ -]\d{1,3})?|\d{4}[ -]\d{6}[ -]\d{4,5})\b"
 RULES = (
     Rule(rb"\b[1-9]\d{5}[ -]?(?:19|20)\d\d[01]", IDENTITY, check_identity),
-    Rule(rb"\b(?:\d{13}|\d{4}[ -]\d{4}[ -]\d{4}|\d{4}[ -]\d{6}[ -]\d{4})", CARD, check_card),
+    Rule(rb"\b(?:\d{14}|\d{4}[ -]\d{4}[ -]\d{4}|\d{4}[ -]\d{6}[ -]\d{4})", CARD, check_card),
 )

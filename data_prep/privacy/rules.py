@@ -120,10 +120,10 @@ DOI = re.compile(rb"\b10\.\d{4,9}/\S*\Z")
 def is_number_of_its_own(data: bytes, start: int, stop: int) -> bool:
     """Whether digits start..stop are not a piece of a longer number or identifier, and not of something counted."""
     head, tail = before(data, start, 48), after(data, stop, 4)
-    if re.search(rb"\w-\Z|\d[.,:]\Z", head) or re.match(rb"-\w|[.:]\d|,\d{3}\b", tail):
+    if re.search(rb"(?<!tel)(?<!fax)(?<!phone)(?<=\w)-\Z|\d[.,:]\Z", head) or re.match(rb"-\w|[.:]\d|,\d{3}\b", tail):
         return False
     # A term of a formula.
-    if re.search(rb"[*^%] ?\Z|[\w)] [+] \Z", head) or re.match(rb" ?[*^]", tail):
+    if data[start:stop].isdigit() and (re.search(rb"[*^%] ?\Z|[\w)] [+] \Z", head) or re.match(rb" ?[*^]", tail)):
         return False
     if b" " in data[start:stop] and (re.search(rb"\d \Z", head) or re.match(rb" \d", tail)):
         return False
