@@ -35,9 +35,9 @@ def count(folder: Folder, key: str, run: Run, copying: Copying) -> Record:
 def find_cut(
     folder: Folder, key: str, runs: Sequence[Run], copyings: Sequence[Copying], sums: Sequence[Path], tokens: int
 ) -> Record:
-    """The share of at most `tokens`, which are fewer than all, of runs with a line in common.
+    """The share of `tokens`, fewer than all, of runs with a line in common: as near as whole documents come to it.
 
-    `values["until"]` is the place of the first copy that does not fit; those before it are the share.
+    `values["until"]` is the place of the first copy that is not in it; those before it are.
     """
     total = np.sum([np.load(path) for path in sums], axis=0)
     before = np.cumsum(total)
@@ -51,9 +51,13 @@ def find_cut(
             lengths.append(length[rows[inside]])
     place, length = np.concatenate(places), np.concatenate(lengths)
     order = np.argsort(place, kind="stable")
-    room = tokens - (before[wanted] - total[wanted])
-    first = order[np.searchsorted(np.cumsum(length[order]), room, "right")]
-    return folder.commit(key, (), {"until": float(place[first])})
+    room, ends = tokens - (before[wanted] - total[wanted]), np.cumsum(length[order])
+    across = int(np.searchsorted(ends, room, "right"))
+    until = place[order[across]]
+    # The copy that lies across the end belongs to the share where most of it does.
+    if ends[across] - length[order[across]] / 2 <= room:
+        until = np.nextafter(until, np.inf)
+    return folder.commit(key, (), {"until": float(until)})
 
 
 def _range_of(places: np.ndarray, copying: Copying) -> np.ndarray:

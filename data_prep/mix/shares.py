@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from data_prep.config import MixConfig
+from data_prep.console import count
 from data_prep.manifest import Folder, Record, writing
 from maxlm.errors import DataError
 
@@ -96,7 +97,7 @@ def by_source(
 
 
 def print_shares(console: Console, rows: Sequence[Share]) -> None:
-    """A table of the sources, with a line for all of them."""
+    """A table of the sources, in tokens, with a line for all of them."""
     grouped = any(row.unit not in (row.source, "all") for row in rows)
     upsampled = any(row.epoch != row.available for row in rows)
     table = Table(Column("source", overflow="fold"), box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
@@ -105,9 +106,9 @@ def print_shares(console: Console, rows: Sequence[Share]) -> None:
         table.add_column(name, justify="right", no_wrap=True)
     everything = Share("all", "", *(sum(getattr(row, name) for row in rows) for name in TOKENS), 1.0, 1.0)
     for row in (*rows, everything):
-        cells = [row.source, *([row.unit] if grouped else []), f"{row.available:,}"]
-        cells += [f"{row.epoch:,}"] if upsampled else []
-        cells += [f"{row.wanted:,}", f"{row.taken:,}", f"{row.epochs:.3f}"]
+        cells = [row.source, *([row.unit] if grouped else []), count(row.available)]
+        cells += [count(row.epoch)] if upsampled else []
+        cells += [count(row.wanted), count(row.taken), f"{row.epochs:.3f}"]
         shown = (f"{row.share_wanted:.2%}", f"{row.share:.2%}")
         table.add_row(*cells, *shown, style="bold" if row is everything else None)
     console.print(table)

@@ -60,14 +60,14 @@ def longest(prepared, name):
     return int(np.diff(shards.ends(0, len(shards)), prepend=0).max())
 
 
-def test_shares_are_those_wanted_up_to_one_document(mixed):
+def test_shares_are_those_wanted_up_to_half_a_document(mixed):
     weights = {"a": 5, "b": 3, "c": 2}
     for tokens in (6000, 60_000):
         counts, table, prepared = mixed({"tokens": tokens, "weights": weights, "max_epochs": {"b": 9, "c": 9}})
         for name, weight in weights.items():
             row = table[name]
             assert row["wanted"] == tokens * weight / 10 and row["share_wanted"] == weight / 10
-            assert row["wanted"] - longest(prepared, name) < row["taken"] <= row["wanted"]
+            assert abs(row["taken"] - row["wanted"]) <= longest(prepared, name) / 2
             assert row["epochs"] == pytest.approx(row["taken"] / row["available"])
         assert max(counts["a"].values()) == 1
         assert sum(row["share"] for row in table.values()) == pytest.approx(1)
@@ -99,7 +99,7 @@ def test_without_weights_all_sources_give_the_same_share_of_their_documents(mixe
     counts, table, _ = mixed({"tokens": whole // 3})
     for name, count in WORDS.items():
         assert abs(len(counts[name]) / count - 1 / 3) < 3 * (2 / 9 / count) ** 0.5
-    assert whole / 3 - 1000 < sum(row["taken"] for row in table.values()) <= whole / 3
+    assert sum(row["taken"] for row in table.values()) == pytest.approx(whole / 3, abs=500)
 
 
 def test_a_group_has_one_weight_and_is_read_evenly(mixed):
