@@ -101,8 +101,8 @@ def print_shares(console: Console, rows: Sequence[Share]) -> None:
     grouped = any(row.unit not in (row.source, "all") for row in rows)
     upsampled = any(row.epoch != row.available for row in rows)
     table = Table(Column("source", overflow="fold"), box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    names = [*(["group"] if grouped else []), "available", *(["upsampled"] if upsampled else [])]
-    for name in (*names, "wanted", "taken", "epochs", "share\nwanted", "\nrealised"):
+    names = [*(["group"] if grouped else []), "available", *(["up-\nsampled"] if upsampled else [])]
+    for name in (*names, "wanted", "taken", "epochs", "share\nwanted", "share\ntaken"):
         table.add_column(name, justify="right", no_wrap=True)
     everything = Share("all", "", *(sum(getattr(row, name) for row in rows) for name in TOKENS), 1.0, 1.0)
     for row in (*rows, everything):
