@@ -25,7 +25,7 @@ def cluster_sizes(trace: Trace) -> list[dict[str, Any]]:
         if files := trace.files(stage, "found"):
             sizes: Counter = Counter()
             for piece in _pieces(files):
-                values, counts = np.unique(piece["copies"][piece["copies"] > 0], return_counts=True)
+                values, counts = np.unique(piece["size"][piece["best"]], return_counts=True)
                 sizes.update(dict(zip(values.tolist(), counts.tolist(), strict=True)))
             found.append({"stage": stage, "sizes": [list(item) for item in sorted(sizes.items())]})
     return found
@@ -59,7 +59,7 @@ def stayed(trace: Trace, step: int, documents: Iterable[tuple[str, int]]) -> dic
 
 
 def _staying(found: np.ndarray, places: np.ndarray) -> np.ndarray:
-    return found["place"][(found["copies"] > 0) & np.isin(found["place"], places)]
+    return found["place"][found["best"] & np.isin(found["place"], places)]
 
 
 def _pieces(files: Sequence[Path]) -> Iterator[np.ndarray]:

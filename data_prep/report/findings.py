@@ -19,7 +19,8 @@ def distributions(found: Json) -> str:
             # Languages have a section of their own.
             names += [_named(one)] if one["name"] != "language" else []
         else:
-            figures.append(histogram(one, shortened(one["name"], 60).replace("_", " "), _told(one)))
+            limit = f"; limit: at {one['side']} {value(one['limit'])}" if "limit" in one else ""
+            figures.append(histogram(one, shortened(one["name"], 60).replace("_", " "), _told(one) + limit))
     told = (
         "Lengths of the documents, and every number that a stage found out about them. Light: all documents that "
         "have one; dark: those that are kept in the end. The bars at both ends hold all beyond."
@@ -86,9 +87,9 @@ def clusters(found: Sequence[Json]) -> str:
                 bar(label, f"{number:,} clusters", [(number / most, "var(--kept)", label)]) for label, number in groups
             )
             extra = sum((members - 1) * number for members, number in one["sizes"])
-            title = f"Stage {name(one['stage'])}: {extra:,} documents beside the one of each cluster that stays"
+            title = f"Stage {name(one['stage'])}: {extra:,} documents beside the best of each cluster"
             parts.append(f"<h3>{title}</h3>{bars(lines)}")
-    told = "How many documents are copies of each other; of each cluster one stays."
+    told = "How many documents are copies of each other: clusters by their size. Of each cluster the best one stays."
     return section("Copies", told, *parts) if parts else ""
 
 

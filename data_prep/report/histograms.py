@@ -132,6 +132,8 @@ class _Column:
         import pyarrow.compute as pc
 
         kind = column.type
+        if kind == pa.uint64():
+            return  # a hash
         if pa.types.is_integer(kind) or pa.types.is_floating(kind):
             valid = column.is_valid().to_numpy(zero_copy_only=False)
             self.values.append(column.drop_null().to_numpy().astype(np.float64))
@@ -145,12 +147,14 @@ class _Column:
             for counter, chosen in zip(self.names, (column, column.filter(pa.array(kept))), strict=True):
                 counter.update(pc.struct_field(chosen.flatten(), "type").to_pylist())
 
-    def describe(self, name: str) -> dict[str, Any] | None:
+    def describe(self, name: str, limit: tuple[str, float] | None) -> dict[str, Any] | None:
         if self.names[0]:
             most = [key for key, _ in sorted(self.names[0].items(), key=lambda item: (-item[1], item[0]))[:NAMED]]
             values = [[key, self.names[0][key], self.names[1][key]] for key in most]
             return {"name": name, "values": values, "others": len(self.names[0]) - len(most)}
-        return histogram(name, np.concatenate(self.values), np.concatenate(self.kept)) if self.values else None
+        if not self.values:
+            return None
+        return histogram(name, np.concatenate(self.values), np.concatenate(self.kept), limit)
 
 
 def columns(trace: Trace, fates: Sequence[Fate], tell: Callable[[int], None]) -> list[dict[str, Any]]:
@@ -165,8 +169,19 @@ def columns(trace: Trace, fates: Sequence[Fate], tell: Callable[[int], None]) ->
                 values = pq.read_table(path, columns=[name])[name].take(fate.rows).combine_chunks()
                 found.setdefault(name, _Column()).add(values, fate.kept[fate.rows])
         tell(number + 1)
-    described = [column.describe(name) for name, column in found.items()]
+    limits = _limits(trace)
+    described = [column.describe(name, limits.get(name)) for name, column in found.items()]
     return [one for one in described if one is not None]
+
+
+def _limits(trace: Trace) -> dict[str, tuple[str, float]]:
+    """The first limit of each score that the stage quality selects by."""
+    found: dict[str, tuple[str, float]] = {}
+    for one in trace.config.quality.select if trace.config.quality else ():
+        for side, number in (("least", one.min), ("most", one.max)):
+            if number is not None:
+                found.setdefault(one.score, (side, float(number)))
+    return found
 
 
 def rules(trace: Trace, fates: Sequence[Fate], tell: Callable[[int], None]) -> list[dict[str, Any]]:

@@ -137,14 +137,16 @@ def _change(seen: Trace, life: Life, change: Change, masks: Masks, reasons: Reas
 
 
 def _output(seen: Trace, life: Life) -> dict[str, Any] | None:
-    """Where the shards that training reads have the document, with its tokens."""
+    """Where the shards that training reads have the document first, with its tokens, and how often they have it."""
     for directory, manifest in seen.manifests.items():
         if manifest is None:
             continue
         shards = Shards(directory)
-        for shard, row in records.find(shards, life.replaced.get("id") or life.id):
+        if places := records.find(shards, life.replaced.get("id") or life.id):
+            shard, row = places[0]
             start, stop = shards.span(shard, row)
-            return {"directory": directory, "shard": shard, "row": row, "tokens": stop - start}
+            place = {"directory": directory, "shard": shard, "row": row, "tokens": stop - start}
+            return place | {"copies": len(places)}
     return None
 
 
@@ -154,7 +156,7 @@ def _why_not(seen: Trace, life: Life) -> str:
         return f"dropped by {seen.label(dropped.step)}: {dropped.reason}"
     if seen.status.waits_for:
         return f"the pipeline is not done: it waits for {seen.status.waits_for}"
-    return "it gave no tokens, or was not chosen"
+    return "it gave no tokens, or the mixture does not take it"
 
 
 def print_history(found: list[dict[str, Any]]) -> None:

@@ -69,7 +69,8 @@ def _where(history: Json) -> str:
     if (output := history["output"]) is None:
         return f"in no output: {shown(history['why_not'])}"
     place = f"shard {output['shard']}, row {output['row']:,}"
-    return f"output: {Path(output['directory'])}, {place}, {output['tokens']:,} tokens"
+    copies = f", {output['copies']} times" if output["copies"] > 1 else ""
+    return f"output: {Path(output['directory'])}, {place}, {output['tokens']:,} tokens{copies}"
 
 
 def _piece(pieces: list[list[str]]) -> str:

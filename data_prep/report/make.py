@@ -16,6 +16,8 @@ from data_prep.config import Pipeline
 from data_prep.decontaminate import report
 from data_prep.decontaminate.stage import REPORT
 from data_prep.manifest import writing
+from data_prep.mix import shares
+from data_prep.mix.stage import STAGE as MIX
 from data_prep.report import amounts, histograms
 from data_prep.report.copies import cluster_sizes
 from data_prep.report.masking import Masks
@@ -83,6 +85,7 @@ def gather(config: Pipeline, telling: Callable[[str, int], Callable[[int], None]
         "contamination": _contamination(seen),
         "tokenizers": _read_json(config.work / TOKENIZERS),
         "synthesis": _synthesis(config),
+        "mix": _mix(seen),
         "outputs": amounts.outputs(seen),
         "samples": samples(seen, fates, masks, telling("samples", count)),
     }
@@ -112,6 +115,13 @@ def _contamination(seen: Trace) -> dict[str, Any] | None:
     return {"benchmarks": found["benchmarks"], "found": len(items), "items": named[:MOST_ITEMS]}
 
 
+def _mix(seen: Trace) -> list[dict[str, Any]]:
+    """The shares of the sources, as the stage mix reports them."""
+    records = [record for record in seen.records.get(MIX, ()) if shares.REPORT in record.files]
+    found = _read_json(seen.folder(MIX).file(records[-1].key, shares.REPORT)) if records else None
+    return found["sources"] if found else []
+
+
 def _synthesis(config: Pipeline) -> list[dict[str, Any]]:
     """What the makers of synthetic sources wrote beside them."""
     found = []
@@ -119,7 +129,7 @@ def _synthesis(config: Pipeline) -> list[dict[str, Any]]:
         for path in map(Path, source.paths):
             directory = path if path.is_dir() else path.parent
             if (values := _read_json(directory / SYNTHESIS)) is not None:
-                found.append({"source": name, "values": values})
+                found.append({"source": name, "values": {key: values[key] for key in values if key != "config"}})
     return found
 
 

@@ -1,8 +1,8 @@
 """What of a document may be shown where the pipeline masks personal data: its text as that stage leaves it.
 
 Texts of before the stage are masked by its own finder, whole, before anything is cut out of them, and so are ids and
-addresses; types that the stage would drop a document for are masked too. Languages and sources that the stage leaves
-alone are no exception: a page is passed on more easily than a corpus.
+addresses; types that the stage would drop a document for are masked too. Languages that the stage leaves alone are no
+exception, as those of a document are not known at every stage; sources that it leaves alone are shown as they are.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,12 +11,13 @@ from functools import cached_property
 from typing import Any
 
 from data_prep.config import Pipeline
+from data_prep.privacy.find import everywhere, in_each, scanner
+from data_prep.privacy.mask import hidden_id, is_chosen
+from data_prep.privacy.stage import STAGE
 from data_prep.report import excerpts
 from data_prep.report.excerpts import Excerpt
 from data_prep.report.lives import Change, Life, Span, edited
 from data_prep.report.trace import Trace
-
-STAGE = "privacy"
 
 
 @dataclass(frozen=True)
@@ -69,15 +70,14 @@ class Masks:
 
     @cached_property
     def _scanner(self) -> Any:
-        from data_prep.privacy.find import scanner
-
         return scanner(tuple(sorted(self.config.privacy.phone_regions)))
+
+    def _concerns(self, life: Life) -> bool:
+        privacy = self.config.privacy
+        return privacy is not None and (privacy.sources is None or life.part.source in privacy.sources)
 
     def spans(self, values: Mapping[str, bytes]) -> dict[str, list[Span]]:
         """What to mask in the values of one document, which are by place; a value of one place goes from all."""
-        from data_prep.privacy.find import everywhere, in_each
-        from data_prep.privacy.mask import is_chosen
-
         privacy = self.config.privacy
         found = everywhere(values, dict(zip(values, in_each(self._scanner, list(values.values())), strict=True)))
         numbers: dict[tuple[str, bytes], int] = {}
@@ -92,7 +92,7 @@ class Masks:
 
     def masked(self, life: Life, text: bytes) -> Masked:
         """One of the texts that the document had."""
-        if self.config.privacy is None:
+        if not self._concerns(life):
             return Masked(text)
         spans = self.spans({"text": text} | _beside(life)).get("text", [])
         own = next((change for change in life.changes if change.step == self.step), None)
@@ -110,14 +110,12 @@ class Masks:
         """Id, url and origin, the file that a document was read from. An id is as the stage left it or, where the
         document did not come as far, as it would have."""
         values, masks = _beside(life), {}
-        if self.config.privacy is not None:
+        if self._concerns(life):
             masks = self.spans({"text": life.text} | values)
         found = {place: edited(value, masks.get(place, ())).decode() for place, value in values.items()}
         if (replaced := life.replaced.get("id")) is not None:
             found["id"] = replaced
         elif found["id"] != life.id:
-            from data_prep.privacy.mask import hidden_id
-
             found["id"] = hidden_id(found["id"], life.id)
         return {"id": found["id"], "url": found.get("url"), "origin": found.get("origin")}
 

@@ -25,6 +25,7 @@ def page(found: Json) -> str:
         _funnel(found),
         _sources(found),
         _languages(found["languages"]),
+        _mix(found["mix"]),
         _outputs(found["outputs"]),
         findings.distributions(found),
         findings.rules(found["rules"]),
@@ -227,6 +228,17 @@ def _languages(found: Sequence[Json]) -> str:
 
 def _mean(one: Json) -> str:
     return size(one["bytes"] / one["documents"]) if one["documents"] else ""
+
+
+def _mix(found: Sequence[Json]) -> str:
+    lines = [
+        [name(one["source"]), f"{one['available']:,}", f"{one['wanted']:,}", f"{one['taken']:,}"]
+        + [f"{one['epochs']:.2f}", f"{one['share_wanted']:.1%}", f"{one['share']:.1%}"]
+        for one in found
+    ]
+    head = ["Source", "Available", "Wanted", "Taken", "Epochs", "Share wanted", "Share"]
+    told = "Tokens of each source: those that there are, and those that the mixture asks for and takes."
+    return section("Mixture", told, table(head, lines, range(1, 7))) if found else ""
 
 
 def _outputs(found: Sequence[Json]) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 from data_prep.decontaminate import scan
 from data_prep.decontaminate.stage import SCAN
 from data_prep.decontaminate.stage import STAGE as DECONTAMINATE
+from data_prep.quality.stage import STAGE as QUALITY
 from data_prep.report.lives import Life
 from data_prep.report.trace import Trace
 from data_prep.rules import filter
@@ -26,6 +27,8 @@ class Reasons:
             least = (self.trace.config.language.keep or {}).get(life.value("language"))
             found = {"name": "language_score", "value": life.value("language_score"), "least": least}
             return [found] if reason == "language score" and least is not None else []
+        if stage == QUALITY:
+            return self._scores(life, reason)
         if stage != "rules" or self._measured is None:
             return []
         config, (table, rows) = self.trace.config.rules, self._statistics(life.part.name)
@@ -40,6 +43,16 @@ class Reasons:
             for rule in filter.RULES
             if f"{rule.group}: {rule.reason}" == reason and rule.limit(profile) is not None
         ]
+
+    def _scores(self, life: Life, reason: str) -> list[dict[str, Any]]:
+        """The score that a reason begins with, and its limit."""
+        words, found = {"least": "below", "most": "above"}, []
+        for one in self.trace.config.quality.select:
+            for side, number in (("least", one.min), ("most", one.max)):
+                score = life.value(one.score)
+                if number is not None and score is not None and reason == f"{one.score} {words[side]} {number:g}":
+                    found.append({"name": one.score, "value": score, side: number})
+        return found
 
     def places(self, life: Life, step: int) -> list[tuple[int, int]]:
         """Where in the text that a step saw stands what it dropped the document for, in bytes: what benchmarks have."""
