@@ -11,13 +11,14 @@ from functools import cached_property
 from typing import Any
 
 from data_prep.config import Pipeline
-from data_prep.privacy.find import everywhere, in_each, scanner
+from data_prep.privacy.find import everywhere, in_texts, scanner
 from data_prep.privacy.mask import hidden_id, is_chosen
 from data_prep.privacy.stage import STAGE
 from data_prep.report import excerpts
 from data_prep.report.excerpts import Excerpt
 from data_prep.report.lives import Change, Life, Span, edited
 from data_prep.report.trace import Trace
+from data_prep.text.texts import Texts
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,8 @@ class Masks:
     def spans(self, values: Mapping[str, bytes]) -> dict[str, list[Span]]:
         """What to mask in the values of one document, which are by place; a value of one place goes from all."""
         privacy = self.config.privacy
-        found = everywhere(values, dict(zip(values, in_each(self._scanner, list(values.values())), strict=True)))
+        scanned = in_texts(self._scanner, Texts.from_strings([value.decode() for value in values.values()]))
+        found = everywhere(values, {place: scanned.get(number, []) for number, place in enumerate(values)})
         numbers: dict[tuple[str, bytes], int] = {}
         masks: dict[str, list[Span]] = {}
         for place, spans in found.items():

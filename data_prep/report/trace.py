@@ -81,7 +81,8 @@ class Trace(Look):
         return [
             self.folder(stage).file(record.key, name)
             for record in self.records.get(stage, ())
-            for name in record.values.get(kind, ())
+            if isinstance(names := record.values.get(kind), list)
+            for name in names
             if name in record.files
         ]
 

@@ -10,9 +10,11 @@ import yaml
 from report_corpus import MENU, QUESTION, make_config, prepare, report
 
 from data_prep.report import excerpts, histograms, sampling
+from data_prep.report.history import find_history
 from data_prep.report.masking import Masked
 from maxlm.errors import DataError
 
+PLACES = (("page", "pages"), ("note", "notes"))
 LOADERS = {"link", "script", "img", "iframe", "object", "embed"}
 
 
@@ -200,3 +202,35 @@ def test_the_command_prints_where_the_page_is_and_a_run_names_the_command(prepar
     assert refused.returncode == 1 and "cannot be written" in refused.stderr
     absent = command("report", file, f"output={tmp_path / 'nowhere'}")
     assert absent.returncode == 3 and "nothing of the pipeline is there" in absent.stderr
+
+
+def test_a_mixture_has_its_table_and_its_documents_are_told_from_those_that_it_leaves(tmp_path):
+    mix = {"weights": {"pages": 1, "notes": 3}, "max_epochs": {"notes": 2}}
+    config = make_config(tmp_path, mix=mix)
+    outputs = prepare(config)
+    page, found = report(config)
+    taken = {row["source"]: row["taken"] for row in found["mix"]}
+    assert taken == {name: outputs[str(tmp_path / "out" / name)].tokens for name in ("pages", "notes")}
+    assert "<h2>Mixture</h2>" in page and found["funnel"][-1]["stage"] == "mix"
+    histories = [find_history(config, f"{name}{number}", source)[0] for name, source in PLACES for number in range(20)]
+    copies = [one["output"]["copies"] for one in histories if one["output"]]
+    assert set(copies) == {1, 2}
+    left = [one for one in histories if one["kept"] and not one["output"]]
+    assert left and {one["why_not"] for one in left} == {"it gave no tokens, or the mixture does not take it"}
+
+
+def test_scores_have_their_limits_on_the_page(tmp_path):
+    scores = tmp_path / "scores.jsonl"
+    rows = ({"id": f"page{number}", "score": number / 40} for number in range(40))
+    scores.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    quality = {"join": {"grade": {"path": str(scores), "score": "score", "source": "pages"}}}
+    config = make_config(tmp_path, quality=quality | {"select": [{"score": "grade", "min": 0.25}]})
+    prepare(config, until="quality")
+    page, found = report(config)
+    grade = next(one for one in found["columns"] if one["name"] == "grade")
+    dropped = next(row for row in found["funnel"] if row["stage"] == "quality")["dropped"]
+    assert sum(grade["counts"][: grade["limit_bar"]]) == dropped["grade below 0.25"]["documents"] > 5
+    assert not sum(grade["kept"][: grade["limit_bar"]]) and "limit: at least 0.25" in page
+    for sample in samples_of(found, "quality", "dropped"):
+        (value,) = sample["values"]
+        assert value["name"] == "grade" and value["value"] < value["least"] == 0.25
