@@ -101,19 +101,16 @@ def _train_wordpiece(config: TokenizerConfig, texts: Iterable[str]) -> bytes:
     special = [BOS, EOS, UNKNOWN, *config.special_tokens]
     trainer = trainers.WordPieceTrainer(
         vocab_size=config.vocab_size,
-        special_tokens=special,
+        # The trainer numbers bytes inside words as it meets them, in another order each time, and decides ties by the
+        # numbers. What is named here has its number beforehand.
+        special_tokens=[*special, *(INSIDE + symbol for symbol in alphabet)],
         initial_alphabet=alphabet,
         continuing_subword_prefix=INSIDE,
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
     definition = json.loads(tokenizer.to_str())
-    learnt = definition["model"]["vocab"]
-    pieces = [*special, *alphabet, *(INSIDE + symbol for symbol in alphabet)]
-    known = set(pieces)
-    # In the order in which they were learnt, so that the last ones make room for bytes that training did not meet.
-    pieces += [piece for piece in sorted(learnt, key=learnt.get) if piece not in known]
-    definition["model"]["vocab"] = {piece: number for number, piece in enumerate(pieces[: config.vocab_size])}
+    definition["added_tokens"] = [token for token in definition["added_tokens"] if token["content"] in special]
     return json.dumps(definition, indent=2, ensure_ascii=False).encode()
 
 

@@ -16,7 +16,7 @@ from data_prep.tokenize.train import train
 from maxlm.data.tokenizer import FILE_NAMES, Tokenizer
 from maxlm.errors import ConfigError
 
-TEXT = "def getName(self, value):\n        return 1234567 + 1234567\n\n    x = the_word  # the the word 12 345\n"
+TEXT = "def getName(self, value):\n        value\n        return 1234567 + 1234567\n\n    x = the_word  # the word 12 345\n"
 SENTENCEPIECE = ("sentencepiece_bpe", "sentencepiece_unigram")
 
 
@@ -24,7 +24,7 @@ SENTENCEPIECE = ("sentencepiece_bpe", "sentencepiece_unigram")
 def make(tmp_path):
     def call(algorithm="byte_bpe", **options) -> Tokenizer:
         # Unigram finds few pieces in so little text.
-        size = {"byte_bpe": 400, "wordpiece": 700, "sentencepiece_bpe": 330, "sentencepiece_unigram": 304}[algorithm]
+        size = {"byte_bpe": 400, "wordpiece": 900, "sentencepiece_bpe": 330, "sentencepiece_unigram": 297}[algorithm]
         coverage = {"character_coverage": 1.0} if algorithm in SENTENCEPIECE else {}
         config = TokenizerConfig(algorithm=algorithm, vocab_size=size, **options, **coverage)
         kind, content = train(config, [TEXT, "1234567 " * 9, "12 345 \n" * 9] * 20)
@@ -59,12 +59,12 @@ def test_digits(make, algorithm, digits, expected):
 def test_digits_in_sentencepiece(make, algorithm):
     assert pieces(make(algorithm), "1234567") == pieces(make(algorithm, digits="single"), "1234567") == [*"1234567"]
     tokenizer = make(algorithm, digits="free")
-    assert len(tokenizer.encode("1234567")) < 7 and find_difference(tokenizer, probes()) is None
+    assert "12" in pieces(tokenizer, "1234567") and find_difference(tokenizer, probes()) is None
 
 
 @pytest.mark.parametrize("algorithm", ["byte_bpe", "wordpiece"])
 def test_a_space_belongs_to_the_word_behind_it_or_stands_alone(make, algorithm):
-    assert pieces(make(algorithm), "the the") == ["the", " the"]
+    assert pieces(make(algorithm), "the the")[-1] == " the"
     tokenizer = make(algorithm, leading_space=False)
     assert pieces(tokenizer, "the the") == ["the", " ", "the"]
     assert find_difference(tokenizer, probes()) is None
@@ -81,13 +81,10 @@ def test_runs_of_spaces_are_tokens_unless_they_are_not_wanted(make, algorithm):
 
 @pytest.mark.parametrize("algorithm", ["byte_bpe", "wordpiece"])
 def test_code_joins_the_end_of_a_line_with_the_indentation_behind_it(make, algorithm):
-    line = ":\n        return"
+    line = " value\n        return"
     assert "\n       " not in pieces(make(algorithm), line)
     tokenizer = make(algorithm, code=True)
-    assert pieces(tokenizer, line) == [":", "\n       ", " return"] or pieces(tokenizer, line)[-2:] == [
-        "\n       ",
-        " return",
-    ]
+    assert pieces(tokenizer, line) == [" value", "\n       ", " return"]
     assert find_difference(tokenizer, probes()) is None
 
 

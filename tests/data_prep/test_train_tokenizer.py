@@ -110,20 +110,20 @@ def lossy_file(tmp_path, prepare):
 
 
 def test_a_lossy_tokenizer_is_refused_with_the_first_difference(lossy_file, prepare, tmp_path):
-    with pytest.raises(DataError, match="does not give its text back: 'ABCDEFG.* becomes 'abcdefg"):
+    with pytest.raises(DataError, match="does not give its text back: 'A' becomes 'a'"):
         prepare(tokenizer={"path": str(lossy_file)})
     prepared = prepare(tokenizer={"path": str(lossy_file), "allow_lossy": True})
     assert "warning" in prepared.printed and read_manifest(tmp_path / "out" / "web").documents == 120
 
 
 def test_a_document_that_does_not_come_back_is_refused_although_the_probes_did(tmp_path, prepare):
-    """The check covers every document: U+1D54F is in none of the probes."""
-    (tmp_path / "raw" / "odd.txt").write_text("x \U0001d54f y")
+    """The check covers every document: such neighbours are in none of the probes."""
+    (tmp_path / "raw" / "odd.txt").write_text("x \U0001d54f\U0001d54e y")
     definition = json.loads((prepare().directories["web"] / "tokenizer" / "tokenizer.json").read_text())
-    definition["normalizer"] = {"type": "Replace", "pattern": {"String": "\U0001d54f"}, "content": "X"}
+    definition["normalizer"] = {"type": "Replace", "pattern": {"String": "\U0001d54f\U0001d54e"}, "content": "X"}
     (tmp_path / "odd.json").write_text(json.dumps(definition))
     split = {"fraction": 1e-9}
-    with pytest.raises(DataError, match="U0001d54f y' becomes 'X y'"):
+    with pytest.raises(DataError, match="U0001d54e y' becomes 'X y' after 'x '"):
         prepare(tokenizer={"path": str(tmp_path / "odd.json")}, validation=split)
 
 
