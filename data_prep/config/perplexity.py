@@ -23,8 +23,8 @@ class PerplexityTraining(Section):
     )
     max_bytes: Annotated[Count, Field(lt=2**31)] = Field(
         2**26,
-        description="Text to train on, in bytes, at most: a sample of the documents by hash. Training needs about 12 "
-        "times as much memory for English, 20 times for Chinese.",
+        description="Text to train on, in bytes, at most: a sample of the documents by hash. Training needs about 20 "
+        "times as much memory for English, 30 times for Chinese.",
     )
     held_out: float = Field(
         0.02, gt=0, lt=1, description="Share of the documents that is held out, by hash of the id, to evaluate on."
