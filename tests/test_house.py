@@ -25,8 +25,8 @@ FLOORS = [
     {"config"},
     {"errors"},
 ]
-# Of preparation, likewise; the stages do not know of each other, but for the mixture, which is one of runs of tokens, and
-# quality, whose models read files, limit labels and compare languages as other stages do.
+# Of preparation, likewise; the stages do not know of each other, but for the mixture, which is one of runs of tokens,
+# and quality, whose models read files and limit labels as other stages do.
 PREPARATION_FLOORS = [
     {"__main__", "__init__"},
     {"cli"},

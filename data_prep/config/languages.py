@@ -1,4 +1,4 @@
-"""Languages of code: programming, markup and data languages, by the names of their files."""
+"""Names of languages: how they are compared, and programming, markup and data languages by the names of their files."""
 
 # Language: endings of files (with a dot) and whole names, all in small letters.
 LANGUAGES = {
@@ -146,3 +146,10 @@ SPELLINGS = [
     *("objective-c", "protobuf", "shell", "text only", "viml", "visual-basic"),
 ]
 CODE = sorted({*LANGUAGES, *SPELLINGS})
+
+CHINESE = {"zh", "zho", "cmn", "chinese"}
+
+
+def base(language: str) -> str:
+    """`zh` of `zh-CN`, `zh_Hans` and `ZH`: languages are compared without case and regions."""
+    return language.lower().replace("_", "-").partition("-")[0]

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from data_prep.config.languages import CHINESE, base
 from data_prep.documents import Part, iterate, read
 from data_prep.language import identify
 from data_prep.lists import Edit, Marks, commit
@@ -16,13 +17,7 @@ from data_prep.manifest import Folder, Record
 from data_prep.text.texts import Texts
 
 VERSION = 1
-CHINESE = {"zh", "zho", "cmn", "chinese"}
 CONVERSIONS = {"simplified": "t2s", "traditional": "s2t"}
-
-
-def base(language: str) -> str:
-    """`zh` of `zh-CN`, `zh_Hans` and `ZH`: languages are compared without case and regions."""
-    return language.lower().replace("_", "-").partition("-")[0]
 
 
 def select(

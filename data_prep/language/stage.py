@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from data_prep.config import LanguageConfig
+from data_prep.config.languages import base
 from data_prep.documents import Part
 from data_prep.funnel import Amount
 from data_prep.language import identify, select
@@ -64,9 +65,9 @@ def most_frequent(dropped: Mapping[str, Amount], count: int) -> dict[str, Amount
 
 
 def _check_keep(this: Run, config: LanguageConfig, languages: Mapping[str, int]) -> None:
-    found = {select.base(name) for name in languages}
+    found = {base(name) for name in languages}
     for name in config.keep or ():
-        if select.base(name) not in found:
+        if base(name) not in found:
             this.warn(f"language: keep names '{name}', and no document is in it")
 
 

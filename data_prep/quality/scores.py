@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from data_prep.config.languages import base
 from data_prep.config.quality import LABEL_SCORE
 from data_prep.documents import Part, iterate, write_columns
 from data_prep.engine import Task, advance
-from data_prep.language.select import base
 from data_prep.manifest import Folder, Record, make_key, writing
 from data_prep.quality import features, models
 from data_prep.quality.models import Model

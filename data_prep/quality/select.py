@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from data_prep.config import ScoreLimit
+from data_prep.config.languages import base
 from data_prep.documents import Part, iterate
-from data_prep.language.select import base
 from data_prep.lists import Marks, commit
 from data_prep.manifest import Folder, Record
 

@@ -6,8 +6,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from data_prep.config.languages import base
 from data_prep.config.synthesis import PromptConfig
-from data_prep.language.select import base
 from data_prep.synthesize.seeds import Seed
 from maxlm.errors import ConfigError
 

@@ -23,11 +23,11 @@ from rich import box
 from rich.console import Console
 from rich.table import Column, Table
 
+from data_prep.config.languages import CHINESE, base
 from data_prep.console import right
 from data_prep.documents import SAMPLE_SALT, Part, chosen, held_out, iterate
 from data_prep.engine import Task, advance
 from data_prep.funnel import share
-from data_prep.language.select import CHINESE, base
 from data_prep.manifest import Folder, Record, make_key, writing
 from data_prep.stages import Run
 from data_prep.text import characters, words

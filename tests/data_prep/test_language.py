@@ -10,12 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
+from data_prep.config.languages import base
 from data_prep.documents import read
 from data_prep.engine import Processes
 from data_prep.funnel import Amount
 from data_prep.ingest import stage as ingest
 from data_prep.language import identify, stage
-from data_prep.language.select import base, difference
+from data_prep.language.select import difference
 from data_prep.stages import Run
 from maxlm.errors import DataError, MaxlmError
 

@@ -7,6 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 from near_copies import edited
 
+from data_prep.tokenize.train import train
 from maxlm.data.shards import document_hash, fingerprints_name
 from maxlm.errors import ConfigError, DataError
 
@@ -94,11 +95,10 @@ def test_the_split_by_id_alone_would_cross(prepare, corpus, monkeypatch):
 
 def test_the_tokenizer_trains_on_no_cluster_that_is_held_out(prepare, corpus, monkeypatch):
     seen = []
-    train = "data_prep.tokenize.tokenizer._train_byte_bpe"
-    from data_prep.tokenize import tokenizer
-
-    real = tokenizer._train_byte_bpe
-    monkeypatch.setattr(train, lambda config, texts: real(config, (seen.append(text) or text for text in texts)))
+    monkeypatch.setattr(
+        "data_prep.tokenize.tokenizer.train",
+        lambda config, texts: train(config, (seen.append(text) or text for text in texts)),
+    )
     prepared = prepare(**corpus, dedup={"exact": True, "fuzzy": FUZZY | {"drop": False}})
     held = {row["text"] for name in ("a-val", "b-val") for row in prepared.documents(name)}
     assert len(seen) == sum(prepared.manifests[name].documents for name in "ab") and not held & set(seen)
