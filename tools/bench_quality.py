@@ -117,12 +117,12 @@ def _measure(part: Part, directories: list[Path], rounds: int) -> None:
         print(f"  scores by {' and '.join(one.name for one in chosen)}: {part.bytes / 1e6 / seconds:.1f} MB/s")
     numeric = next(scorer for scorer in scorers if not scorer.model.is_topic)
     path = Folder(out / scores.STAGE).file(numeric.key(part), scores.FILE)
-    part = part.with_columns(path, numeric.columns, "scored")
+    part = part.with_columns(path, numeric.written, "scored")
     folder, table = Folder(out / ranks.STAGE), Folder(out / ranks.STAGE).file("table", ranks.TABLE)
     limits = [ScoreLimit(score=numeric.name, min=0.5)]
     steps: dict[str, Callable[[], object]] = {
-        "table of ranks": lambda: ranks.tabulate(folder, "table", [part], numeric.name),
-        "ranks": lambda: ranks.rank(folder, "ranks", part, numeric.name, table),
+        "table of ranks": lambda: ranks.tabulate(folder, "table", [part], numeric.order),
+        "ranks": lambda: ranks.rank(folder, "ranks", part, numeric.name, numeric.order, table),
         "selection": lambda: select.select(Folder(out / "quality"), "select", part, limits),
     }
     for name, step in steps.items():

@@ -36,10 +36,10 @@ class Classifier:
     scale: float
     biases: np.ndarray
 
-    def probabilities(self, texts: Hashed) -> np.ndarray:
-        """Calibrated probabilities of the labels, float64 [documents, labels]."""
+    def logits(self, texts: Hashed) -> np.ndarray:
+        """Calibrated logits of the labels, float64 [documents, labels]; `softmax` makes probabilities of them."""
         found, bounds = features.buckets(texts, self.ngram, len(self.weights))
-        return softmax(self.scale * sums(found, bounds, self.weights) + self.biases)
+        return self.scale * sums(found, bounds, self.weights) + self.biases
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:

@@ -1,7 +1,8 @@
 """Ranks: the share of the documents of the same source and language that have a smaller score, float32 in [0, 1).
 
-Scores of different sources cannot be compared: one is often the same for nearly all documents of a source. Documents
-with the same score, as float32, stand in the order of their id_hash (of its first 32 bits), so that ranks are even.
+Scores of different sources cannot be compared: one is often nearly the same for all documents of a source. Documents of
+the same score, as float32, stand in the order of their id_hash (of its first 32 bits), so that ranks are even; those of
+a classifier are ranked by the logit of their probability, as that is 1 for many of them.
 
 Score and hash make a key of 64 bits; a rank is its place among the keys of its group. Of up to `KEYS` documents all
 keys are kept and ranks are exact. Of more, each block of `KEYS` keys is sorted and one of `stride` is kept, where the
@@ -70,8 +71,8 @@ def keys_of(scores: np.ndarray, id_hashes: np.ndarray) -> np.ndarray:
     return ordered << np.uint64(32) | id_hashes >> np.uint64(32)
 
 
-def tabulate(folder: Folder, key: str, parts: Sequence[Part], name: str) -> Record:
-    """Write the table of the column `name` over the parts of one source, by language; no text is read.
+def tabulate(folder: Folder, key: str, parts: Sequence[Part], order: str) -> Record:
+    """Write the table of the column `order` over the parts of one source, by language; no text is read.
 
     `values["languages"]` has how many documents of each language have a score.
     """
@@ -80,7 +81,7 @@ def tabulate(folder: Folder, key: str, parts: Sequence[Part], name: str) -> Reco
 
     groups: dict[str, Quantiles] = {}
     for part in parts:
-        for _, languages, keys, _ in _scored(part, name):
+        for _, languages, keys, _ in _scored(part, order):
             for language in np.unique(languages).tolist():
                 groups.setdefault(language, Quantiles()).add(keys[languages == language])
     schema = pa.schema([("language", pa.string()), ("key", pa.uint64()), ("weight", pa.int64())])
@@ -94,13 +95,13 @@ def tabulate(folder: Folder, key: str, parts: Sequence[Part], name: str) -> Reco
     return folder.commit(key, [TABLE], {"languages": {name: group.count for name, group in sorted(groups.items())}})
 
 
-def rank(folder: Folder, key: str, part: Part, name: str, path: Path) -> Record:
-    """Write the column of ranks of a part, by the table of its source in `path`."""
+def rank(folder: Folder, key: str, part: Part, name: str, order: str, path: Path) -> Record:
+    """Write the ranks of the score `name` in a part by its column `order`, and the table of its source in `path`."""
     import pyarrow as pa
 
     groups = _read_table(path)
     rows, ranks, empty = [np.zeros(0, np.int64)], [np.zeros(0, np.float32)], [np.zeros(0, bool)]
-    for every, languages, keys, scored in _scored(part, name):
+    for every, languages, keys, scored in _scored(part, order):
         found = np.zeros(len(keys), np.float32)
         for language in np.unique(languages).tolist():
             inside = languages == language
@@ -118,14 +119,14 @@ def rank(folder: Folder, key: str, part: Part, name: str, path: Path) -> Record:
     return folder.commit(key, [FILE])
 
 
-def _scored(part: Part, name: str) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
+def _scored(part: Part, order: str) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
     """By piece of a shard: rows int64 of all documents; languages and keys of those with a score; which those are."""
     import pyarrow.compute as pc
 
-    for table in iterate(part, ("row", "id_hash", "language", name)):
-        scored = pc.is_valid(table[name]).to_numpy()
+    for table in iterate(part, ("row", "id_hash", "language", order)):
+        scored = pc.is_valid(table[order]).to_numpy()
         languages = np.array(table["language"].fill_null("").to_pylist(), str)[scored]
-        keys = keys_of(table[name].to_numpy()[scored], table["id_hash"].to_numpy()[scored])
+        keys = keys_of(table[order].to_numpy()[scored], table["id_hash"].to_numpy()[scored])
         yield table["row"].to_numpy().astype(np.int64), languages, keys, scored
 
 

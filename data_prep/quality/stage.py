@@ -46,8 +46,9 @@ def run(this: Run, parts: list[Part]) -> list[Part]:
     _score(this, found, scorers)
     for name in config.join:
         _join(this, found, name)
-    for name in [*(scorer.name for scorer in scorers if not scorer.model.is_topic), *config.join]:
-        _rank(this, found, name)
+    orders = {scorer.name: scorer.order for scorer in scorers if not scorer.model.is_topic}
+    for name, order in (orders | {name: name for name in config.join}).items():
+        _rank(this, found, name, order)
     if not config.select:
         return found.parts
     limits = [limit.model_dump(mode="json") for limit in config.select]
@@ -151,16 +152,18 @@ def _join(this: Run, found: Columned, name: str) -> None:
     found.add([name], [this.folder(join.STAGE).file(one.key, join.FILE) for one in records])
 
 
-def _rank(this: Run, found: Columned, name: str) -> None:
+def _rank(this: Run, found: Columned, name: str, order: str) -> None:
+    """Ranks of a score by the column `order` of its file."""
+    parts = [part.with_columns(dict(part.columns)[name], [order], part.key) for part in found.parts]
     keys = [[part.key, known[name]] for part, known in zip(found.given, found.keys, strict=True)]
     sources: dict[str, list[int]] = {}
-    for number, part in enumerate(found.parts):
+    for number, part in enumerate(parts):
         sources.setdefault(part.source, []).append(number)
     tables = [
         Task(
             make_key(ranks.STAGE, ranks.VERSION, name, [keys[number] for number in numbers]),
             ranks.tabulate,
-            ([found.parts[number] for number in numbers], name),
+            ([parts[number] for number in numbers], order),
             0,
         )
         for numbers in sources.values()
@@ -168,9 +171,9 @@ def _rank(this: Run, found: Columned, name: str) -> None:
     records = dict(zip(sources, this.tasks(ranks.STAGE, tables, "tables"), strict=True))
     folder = this.folder(ranks.STAGE)
     tasks = []
-    for part, known in zip(found.parts, keys, strict=True):
+    for part, known in zip(parts, keys, strict=True):
         table = records[part.source].key
         key = make_key(ranks.STAGE, ranks.VERSION, known, table)
-        tasks.append(Task(key, ranks.rank, (part, name, folder.file(table, ranks.TABLE)), 0))
+        tasks.append(Task(key, ranks.rank, (part, name, order, folder.file(table, ranks.TABLE)), 0))
     made = this.tasks(ranks.STAGE, tasks, "shards")
     found.add([name + RANK], [folder.file(one.key, ranks.FILE) for one in made])

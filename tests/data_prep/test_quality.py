@@ -114,13 +114,25 @@ def test_every_document_has_its_score_and_its_rank(score, quality_model):
     assert len(found.parts) > 4 and len(found.rows) == 2 * len(TEXTS) and found.types["prose"] == pa.float32()
     known = models.find(quality_model)
     model = models.load(known.directory, known.key)
-    for key, row in found.rows.items():
-        sure = model.probabilities(features.hashed(Texts.from_strings([row["text"]])))[0, 0]
-        assert row["prose"] == np.float32(sure), key
-    expected = expected_ranks(found, "prose")
+    for row in found.rows.values():
+        logits = model.logits(features.hashed(Texts.from_strings([row["text"]])))[0]
+        row["logit"] = np.float32(logits[0] - logits[1])
+        assert row["prose"] == pytest.approx(1 / (1 + np.exp(logits[1] - logits[0])), rel=1e-6)
+    expected = expected_ranks(found, "logit")
     assert found.column("prose_rank") == {key: np.float32(rank) for key, rank in expected.items()}
     assert {part.pedigree[-2:] == ["prose", "prose_rank"] for part in found.parts} == {True}
     assert len(found.funnel) == 1, "what only looks drops nothing"
+
+
+def test_ranks_tell_documents_apart_whose_probability_is_1(score, quality_model, tmp_path):
+    shutil.copytree(quality_model, tmp_path / "sure")
+    values = json.loads((tmp_path / "sure" / "model.json").read_text())
+    values["calibration"]["biases"][1] -= 100
+    (tmp_path / "sure" / "model.json").write_text(json.dumps(values))
+    found = score("prose", "prose_rank", models=models_of(prose=quality_model))
+    sure = score("prose", "prose_rank", models=models_of(prose=tmp_path / "sure"))
+    ranked = [list(run.column("prose_rank").values()) for run in (found, sure)]
+    assert set(sure.column("prose").values()) == {1.0} and np.corrcoef(ranked)[0, 1] > 0.999
 
 
 def test_a_topic_has_a_label_and_its_probability(score, topics):

@@ -81,8 +81,8 @@ def test_probabilities_are_calibrated_sums():
     model = Classifier(("yes", "no"), 1, weights, 0.5, np.array([0, 0.2]))
     logit = 0.5 * 3 * 2 / np.sqrt(2) - 0.2
     expected = [1 / (1 + np.exp(-logit)), 1 / (1 + np.exp(0.2))]
-    np.testing.assert_allclose(model.probabilities(texts)[:, 0], expected)
-    np.testing.assert_allclose(model.probabilities(texts).sum(1), 1)
+    np.testing.assert_allclose(classifier.softmax(model.logits(texts))[:, 0], expected)
+    np.testing.assert_allclose(classifier.softmax(model.logits(texts)).sum(1), 1)
 
 
 @pytest.mark.parametrize("classes", [2, 4])
