@@ -105,18 +105,28 @@ def in_places(record: Mapping) -> dict[str, bytes]:
     return {place: value.encode() for place, value in (plain | steps).items() if value}
 
 
+class Numbering:
+    """Numbers the values of a document by type, from 1 on; equal values have one number."""
+
+    def __init__(self) -> None:
+        self.known: dict[tuple[str, bytes], int] = {}
+        self.counts: Counter[str] = Counter()
+
+    def of(self, data: bytes, span: Span) -> int:
+        value = data[span.start : span.stop]
+        key = span.type, value.lower() if span.type == "email" else value
+        if key not in self.known:
+            self.counts[span.type] += 1
+            self.known[key] = self.counts[span.type]
+        return self.known[key]
+
+
 def _document(row: int, values: Mapping[str, bytes], spans: Mapping[str, Sequence[Span]]) -> Iterator[tuple]:
     """The rows of a document in the file of spans; `values` and `spans` are by place."""
-    known: dict[tuple[str, bytes], int] = {}
-    counts: Counter[str] = Counter()
+    numbering = Numbering()
     for place, found in everywhere(values, spans).items():
         for span in found:
-            value = values[place][span.start : span.stop]
-            value = value.lower() if span.type == "email" else value
-            if (span.type, value) not in known:
-                counts[span.type] += 1
-                known[span.type, value] = counts[span.type]
-            yield row, place, span.type, span.kind, span.start, span.stop, known[span.type, value]
+            yield row, place, span.type, span.kind, span.start, span.stop, numbering.of(values[place], span)
 
 
 def everywhere(values: Mapping[str, bytes], spans: Mapping[str, Sequence[Span]]) -> dict[str, list[Span]]:

@@ -5,7 +5,7 @@ import re
 from dataclasses import dataclass
 
 from data_prep.config import Selection
-from data_prep.privacy.find import in_texts, scanner
+from data_prep.privacy.find import Numbering, in_texts, scanner
 from data_prep.privacy.mask import filled, hidden_id, is_chosen
 from data_prep.text.texts import Texts
 
@@ -23,25 +23,18 @@ class Hiding:
         privacy = self.config.privacy
         if privacy is None:
             return text
-        spans = in_texts(scanner(tuple(privacy.phone_regions)), Texts.from_strings([text])).get(0, [])
-        numbers: dict[str, int] = {}
-        chosen = [
-            {
-                "type": span.type,
-                "start": span.start,
-                "stop": span.stop,
-                "number": numbers.setdefault(value, len(numbers) + 1),
-            }
+        spans = in_texts(scanner(tuple(sorted(privacy.phone_regions))), Texts.from_strings([text])).get(0, [])
+        numbering = Numbering()
+        entries = [
+            {"type": span.type, "start": span.start, "stop": span.stop, "number": numbering.of(text.encode(), span)}
             for span in spans
             if is_chosen(span.type, span.kind, privacy)
-            for value in [text.encode()[span.start : span.stop]]
         ]
-        return filled(text, chosen, privacy)
+        return filled(text, entries, privacy)
 
     def id(self, document_id: str) -> str:
         """An id as the shards have it."""
-        masked = self.text(document_id)
-        return document_id if masked == document_id else hidden_id(masked, document_id)
+        return document_id if self.text(document_id) == document_id else hidden_id(document_id)
 
     def json(self, data: bytes) -> bytes:
         """A JSON file whose strings are masked; one that begins as ids do, with a source's name, is an id."""

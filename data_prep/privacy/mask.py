@@ -2,8 +2,9 @@
 
 No text is read. Column `privacy` (list of type, start, stop) says where the placeholders of masked values stand, in
 bytes of the text as this stage leaves it. Ids, addresses, declared languages and steps are masked by the same rules,
-there also where a type would drop the document. An id that changes gets a hash of the former id at its end, so that
-ids stay unique; id_hash becomes the hash of the new id. Whoever can guess the former id can confirm it by that hash.
+there also where a type would drop the document. An id with a value becomes SOURCE/hidden- and the hash of the id, so
+that ids stay unique and lead to what was read; id_hash becomes the hash of the new id, and with it the document's place
+in the order and its split. Whoever can guess the former id can confirm it by that hash.
 
 Memory of a worker: about 0.5 kB for every value of the part, and the ids and addresses of the part where one of them
 is masked.
@@ -102,7 +103,7 @@ def _decide(decided: Decided, row: int, size: int, entries: Sequence[Mapping], c
     types = Counter(entry["type"] for entry in in_text)
     forbidden = next((name for name in TYPES if types[name] and getattr(config, name) == "drop"), None)
     if forbidden or (config.max_spans is not None and len(in_text) > config.max_spans):
-        decided.marks.drop(row, size, forbidden or TOO_MANY)
+        decided.marks.drop(row, size, f"{forbidden} found" if forbidden else TOO_MANY)
         return
     notes = [f"{types[name]} {name}" for name in TYPES if types[name]]
     if in_names:
@@ -160,7 +161,7 @@ def _names(part: Part, masked: Mapping[int, Mapping], config: PrivacyConfig) -> 
                 columns[name] = own[name].to_pylist()
             value = columns[name][row]
             if name == "id":
-                columns[name][row] = hidden_id(filled(value, entries, config), value)
+                columns[name][row] = hidden_id(value)
             elif name == "steps":
                 stage, step = value[int(number)]
                 value[int(number)] = (stage, filled(step, entries, config))
@@ -183,5 +184,5 @@ def filled(value: str, entries: Iterable[Mapping], config: PrivacyConfig) -> str
     return b"".join([*pieces, data[last:]]).decode()
 
 
-def hidden_id(masked: str, former: str) -> str:
-    return f"{masked}-{document_hash(former):016x}"
+def hidden_id(document_id: str) -> str:
+    return f"{document_id.partition('/')[0]}/hidden-{document_hash(document_id):016x}"

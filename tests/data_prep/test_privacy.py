@@ -97,7 +97,7 @@ def test_documents_are_dropped_by_type_and_by_number(run):
     rows, this = run(secret="drop", phone="off", max_spans=2)
     assert set(rows) == {"address", "plain"}
     assert {name: amount.documents for name, amount in this.funnel[-1].dropped.items()} == {
-        "secret": 1,
+        "secret found": 1,
         "more than max_spans values": 1,
     }
     rows, _ = run(phone="off", max_spans=3)
@@ -141,7 +141,7 @@ def test_a_value_that_words_gave_away_is_masked_everywhere(run):
         f'Phone: [PHONE]. Order [PHONE], x{number[1:]}.\npassword = "[SECRET]"\nlogin([SECRET]); {password}8'
     )
     assert row["url"] == "http://a.example/[PHONE]?p=[SECRET]"
-    assert key == f"[PHONE]-{document_hash(f'web/{number}'):016x}"
+    assert key == f"hidden-{document_hash(f'web/{number}'):016x}"
 
 
 def test_ids_addresses_and_steps_are_masked(run):
@@ -150,7 +150,7 @@ def test_ids_addresses_and_steps_are_masked(run):
     rows, this = run(documents, source={"url_field": "url"}, fields=fields)
     (changed,) = rows.keys() - {"b"}
     row = rows[changed]
-    assert changed == f"to [EMAIL]-{document_hash(f'web/to {OTHER}'):016x}"
+    assert changed == f"hidden-{document_hash(f'web/to {OTHER}'):016x}"
     assert row["id_hash"] == document_hash(row["id"]) and rows["b"]["id_hash"] == document_hash("web/b")
     assert row["url"] == "https://a.example/?to=[EMAIL]" and row["text"] == "Plain text."
     assert dict(row["steps"])["privacy"] == "id masked, url masked"
@@ -264,6 +264,6 @@ def test_nothing_of_a_masked_value_is_in_any_output(tmp_path, prepare):
         "funnel": (work / "funnel.json").read_text(),
         "printed": prepared.printed,
     }
-    assert '"mails/[EMAIL]-' in places["files"], "the report on benchmarks names documents by their ids"
+    assert '"mails/hidden-' in places["files"], "the report on benchmarks names documents by their ids"
     left = [(value, place) for value in {*values, *mails} for place, text in places.items() if value in text]
     assert not left
