@@ -4,13 +4,14 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Literal, get_args
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from maxlm.config import Count, Name, Section
 
 PersonalType = Literal["email", "ipv4", "ipv6", "phone", "identity", "card", "secret"]
 TYPES: tuple[PersonalType, ...] = get_args(PersonalType)
-Action = Literal["mask", "drop", "off"]
+# YAML reads off as false.
+Action = Annotated[Literal["mask", "drop", "off"], BeforeValidator(lambda value: "off" if value is False else value)]
 # What is known of an IP address; version: four numbers that are a version's or a section's.
 AddressKind = Literal["global", "private", "loopback", "documentation", "reserved", "version"]
 FIELDS = re.compile(r"\{(\w*)\}")

@@ -5,6 +5,7 @@ import json
 
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from privacy_forms import PLACES
 from privacy_sample import TYPES, Values
 from rich.console import Console
@@ -199,6 +200,11 @@ def test_a_stage_that_matches_nothing_says_so(run):
 def test_bad_settings_are_one_line(section, message):
     with pytest.raises(ConfigError, match=message):
         validate(section, PrivacyConfig, "test")
+
+
+def test_off_is_what_yaml_makes_of_it():
+    config = validate(yaml.safe_load("{email: off, phone: drop}"), PrivacyConfig, "test")
+    assert (config.email, config.phone, config.card) == ("off", "drop", "mask")
 
 
 def test_regions_and_libraries_are_checked_first(run, monkeypatch):
