@@ -21,7 +21,7 @@ BINS = 48
 WIDE = 50
 # Values outside these quantiles are in the first and the last bar.
 TAILS = (0.002, 0.998)
-NAMED = 10
+NAMED, MOST_PROFILES = 10, 12
 # Share of the axis that is left for the far side of a limit, where hardly a document is.
 ROOM = 0.06
 
@@ -185,7 +185,7 @@ def _limits(trace: Trace) -> dict[str, tuple[str, float]]:
 
 
 def rules(trace: Trace, fates: Sequence[Fate], tell: Callable[[int], None]) -> list[dict[str, Any]]:
-    """By profile the measure of every rule that has a limit: all documents, and those that fail no rule.
+    """By profile, those of most documents, the measure of every rule with a limit: all documents, and those that pass.
 
     `failing` counts the documents of the sample beyond the limit, `dropped` those for which it was the first one.
     """
@@ -208,7 +208,10 @@ def rules(trace: Trace, fates: Sequence[Fate], tell: Callable[[int], None]) -> l
                     found = (rule.values(own).astype(np.float32), rule.fails(own, limit))
                     measures.setdefault((name, number), []).append(found)
         tell(done + 1)
-    return [_profile(name, config.profiles[name], np.concatenate(found), measures) for name, found in reasons.items()]
+    described = [
+        _profile(name, config.profiles[name], np.concatenate(found), measures) for name, found in reasons.items()
+    ]
+    return sorted(described, key=lambda one: -one["documents"])[:MOST_PROFILES]
 
 
 def _profile(

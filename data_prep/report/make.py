@@ -31,6 +31,8 @@ PAGE, TOKENIZERS, SYNTHESIS = "report.html", "tokenizers.json", "synthesis.json"
 QUIET_SECONDS = 2.0
 # Benchmarks' items that are named, those of most documents first.
 MOST_ITEMS = 20
+# Rows of the comparison of tokenizers, one for each of them, source and language.
+MOST_COMPARISONS = 200
 
 
 def make_report(config: Pipeline, console: Console, path: Path | None = None) -> Path:
@@ -83,7 +85,7 @@ def gather(config: Pipeline, telling: Callable[[str, int], Callable[[int], None]
         "rules": histograms.rules(seen, fates, telling("statistics of the rules", count)),
         "clusters": cluster_sizes(seen),
         "contamination": _contamination(seen),
-        "tokenizers": _read_json(config.work / TOKENIZERS),
+        "tokenizers": (_read_json(config.work / TOKENIZERS) or [])[:MOST_COMPARISONS],
         "synthesis": _synthesis(config),
         "mix": _mix(seen),
         "outputs": amounts.outputs(seen),

@@ -201,7 +201,7 @@ def _kept(one: Json) -> str:
 
 def _tokens(one: Json) -> str:
     rate = one.get("bytes_per_token")
-    return f'{count(one["tokens"])}<span class="share">{rate:.2f} bytes each</span>' if one.get("tokens") else ""
+    return f'{count(one["tokens"])}<span class="share">{rate:.2f} B/token</span>' if one.get("tokens") else ""
 
 
 def _languages(found: Sequence[Json]) -> str:
@@ -254,10 +254,10 @@ def _outputs(found: Sequence[Json]) -> str:
         if one["split"] == "train"
     )
     lines = [
-        [name(one["directory"].rsplit("/", 1)[-1]), f"{one['documents']:,}", size(one["bytes"]), f"{one['tokens']:,}"]
-        + [f"{one['bytes_per_token']:.3f}", f"{one['shards']:,}"]
+        [name(one["directory"].rsplit("/", 1)[-1]), f"{one['documents']:,}", size(one["bytes"])]
+        + [f'{one["tokens"]:,}<span class="share">{one["bytes_per_token"]:.3f} B/token</span>', f"{one['shards']:,}"]
         for one in found
     ]
-    head = ["Directory", "Documents", "Text", "Tokens", "Bytes per token", "Shards"]
+    head = ["Directory", "Documents", "Text", "Tokens", "Shards"]
     told = "The directories that training reads; the bars are their shares of all tokens to train on."
-    return section("Outputs", told, picture, table(head, lines, range(1, 6)))
+    return section("Outputs", told, picture, table(head, lines, range(1, 5)))

@@ -10,8 +10,10 @@ import yaml
 from report_corpus import MENU, QUESTION, make_config, prepare, report
 
 from data_prep.report import excerpts, histograms, sampling
+from data_prep.report import page as report_page
 from data_prep.report.history import find_history
 from data_prep.report.masking import Masked
+from data_prep.report.samples import MOST
 from maxlm.errors import DataError
 
 PLACES = (("page", "pages"), ("note", "notes"))
@@ -234,3 +236,21 @@ def test_scores_have_their_limits_on_the_page(tmp_path):
     for sample in samples_of(found, "quality", "dropped"):
         (value,) = sample["values"]
         assert value["name"] == "grade" and value["value"] < value["least"] == 0.25
+
+
+def test_a_page_is_small_whatever_the_texts_are(prepared):
+    found = prepared[3]
+    worst = excerpts.head(("&\u202e<日" * 10**5).encode())
+    assert sum(len(text) for _, text in worst) < 650
+    sample = {
+        "id": "&" * 200,
+        "url": "<" * 200,
+        "source": "a",
+        "columns": {},
+        "note": None,
+        "values": [],
+        "text": worst,
+    }
+    sample["copy"] = {"id": "&" * 200, "text": excerpts.head(b"&" * 10**6, 300)}
+    groups = [{"kind": "dropped", "reason": "x", "samples": [sample] * MOST}]
+    assert len(report_page.page(found | {"samples": [{"stage": "rules", "groups": groups}]})) < 2_000_000
