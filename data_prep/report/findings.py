@@ -84,7 +84,8 @@ def clusters(found: Sequence[Json]) -> str:
             groups = _grouped(one["sizes"])
             most = max(number for _, number in groups)
             lines = (
-                bar(label, f"{number:,} clusters", [(number / most, "var(--kept)", label)]) for label, number in groups
+                bar(label, f"{number:,} cluster{'s' * (number > 1)}", [(number / most, "var(--kept)", label)])
+                for label, number in groups
             )
             extra = sum((members - 1) * number for members, number in one["sizes"])
             title = f"Stage {name(one['stage'])}: {extra:,} documents beside the best of each cluster"
@@ -149,13 +150,16 @@ def tokenizers(found: Sequence[Json] | None) -> str:
         f"<h3>{name(source)}, {name(language)}</h3>{bars(lines)}" for (source, language), lines in groups.items()
     )
     lines = [
-        [name(one["tokenizer"]), name(str(one["source"])), name(str(one["language"])), f"{one['bytes_per_token']:.3f}"]
+        [name(one["tokenizer"]), name(f"{one['source']}, {one['language']}"), f"{one['bytes_per_token']:.3f}"]
         + [f"{one['fertility']:.3f}" if one["fertility"] is not None else "", _used(one)]
         for one in found
     ]
-    head = ["Tokenizer", "Source", "Language", "Bytes per token", "Tokens per word", "Vocabulary used"]
-    told = "The same texts in the tokens of each tokenizer: more bytes per token make shorter sequences."
-    return section("Tokenizers", told, *pictures, table(head, lines, range(3, 6)))
+    head = ["Tokenizer", "Text", "Bytes per token", "Tokens per word", "Vocabulary used"]
+    told = (
+        "The same texts in the tokens of each tokenizer: more bytes per token make shorter sequences. In Chinese, "
+        "which has no spaces, each character counts as a word."
+    )
+    return section("Tokenizers", told, *pictures, table(head, lines, range(2, 5)))
 
 
 def _used(one: Json) -> str:

@@ -72,7 +72,7 @@ td span.why { padding-left: 14px; display: block; }
 details h4 { margin: 16px 0 2px; font-size: 13px; overflow-wrap: anywhere; }
 @media (max-width: 760px) { .hists, .pair { grid-template-columns: minmax(0, 1fr); }
   .bars > div { grid-template-columns: minmax(0, 1fr) auto; } .bars .track { grid-column: 1 / -1; order: 3; }
-  .bars .legend { grid-column: 1 / -1; order: 4; } th, td { padding: 6px 5px; font-size: 12px; }
+  .bars .legend { grid-column: 1 / -1; order: 4; } th, td { padding: 6px 3px; font-size: 11.5px; }
   td span.share { display: block; margin: 0; } td span.why { padding-left: 8px; } details { padding: 10px 12px; }
   th.number { white-space: normal; } }
 """
