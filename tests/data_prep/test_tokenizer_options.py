@@ -16,12 +16,7 @@ from data_prep.tokenize.train import train
 from maxlm.data.tokenizer import FILE_NAMES, Tokenizer
 from maxlm.errors import ConfigError
 
-TEXT = """def getName(self, value):
-        value
-        return 1234567 + 1234567
-
-    x = the_word  # the word 12 345
-"""
+TEXT = "def f(self, value):\n        value\n        return 1234567 + 1234567\n\n    x = the_word  # a word 12 345\n"
 SENTENCEPIECE = ("sentencepiece_bpe", "sentencepiece_unigram")
 
 
