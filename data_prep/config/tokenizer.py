@@ -38,7 +38,7 @@ class ExtendConfig(Section):
     max_bytes: Count = Field(
         2**26,
         description="Text to learn from, in bytes: a sample by hash, without held-out documents. Learning takes about "
-        "40 bytes of memory for each byte of Chinese, 15 for each of English.",
+        "50 bytes of memory for each byte of Chinese.",
     )
 
 
