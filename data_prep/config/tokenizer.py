@@ -130,6 +130,8 @@ class TokenizerConfig(Section):
         smallest = SMALLEST_WORDPIECE if self.algorithm == "wordpiece" else SMALLEST_VOCABULARY
         if (least := smallest + len(self.special_tokens)) > self.vocab_size:
             raise ValueError(f"vocab_size must be at least {least} with these special_tokens, found {self.vocab_size}")
+        if self.code and not self.space_runs:
+            raise ValueError("code joins line ends with indentation, which space_runs=false takes apart; leave one out")
         if self.algorithm.startswith("sentencepiece"):
             impossible = {
                 "digits": str(self.digits).startswith("groups"),

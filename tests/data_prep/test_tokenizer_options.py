@@ -108,6 +108,7 @@ def test_what_sentencepiece_cannot_is_an_error_that_says_so(pipeline, algorithm,
     ("section", "message"),
     [
         ({"path": "x", "digits": "free", "code": True}, "digits and code are for a tokenizer that is trained"),
+        ({"algorithm": "byte_bpe", "vocab_size": 400, "code": True, "space_runs": False}, "code joins .*; leave one"),
         ({"algorithm": "wordpiece", "vocab_size": 514}, "vocab_size must be at least 515 .* found 514"),
         (
             {"algorithm": "byte_bpe", "vocab_size": 400, "character_coverage": 0.9},
