@@ -26,7 +26,7 @@ SENTENCEPIECE = ("sentencepiece_bpe", "sentencepiece_unigram")
 def make(tmp_path):
     def call(algorithm="byte_bpe", **options) -> Tokenizer:
         # Unigram finds few pieces in so little text.
-        size = {"byte_bpe": 400, "wordpiece": 900, "sentencepiece_bpe": 330, "sentencepiece_unigram": 297}[algorithm]
+        size = {"byte_bpe": 400, "wordpiece": 900, "sentencepiece_bpe": 330, "sentencepiece_unigram": 290}[algorithm]
         coverage = {"character_coverage": 1.0} if algorithm in SENTENCEPIECE else {}
         config = TokenizerConfig(algorithm=algorithm, vocab_size=size, **options, **coverage)
         kind, content = train(config, [TEXT, "1234567 " * 9, "12 345 \n" * 9] * 20)
@@ -61,7 +61,7 @@ def test_digits(make, algorithm, digits, expected):
 def test_digits_in_sentencepiece(make, algorithm):
     assert pieces(make(algorithm), "1234567") == pieces(make(algorithm, digits="single"), "1234567") == [*"1234567"]
     tokenizer = make(algorithm, digits="free")
-    assert "12" in pieces(tokenizer, "1234567") and find_difference(tokenizer, SOME) is None
+    assert max(map(len, pieces(tokenizer, "1234567"))) > 1 and find_difference(tokenizer, SOME) is None
 
 
 @pytest.mark.parametrize("algorithm", ["byte_bpe", "wordpiece"])
