@@ -61,7 +61,9 @@ def test_digits(make, algorithm, digits, expected):
 def test_digits_in_sentencepiece(make, algorithm):
     assert pieces(make(algorithm), "1234567") == pieces(make(algorithm, digits="single"), "1234567") == [*"1234567"]
     tokenizer = make(algorithm, digits="free")
-    assert max(map(len, pieces(tokenizer, "1234567"))) > 1 and find_difference(tokenizer, SOME) is None
+    assert find_difference(tokenizer, SOME) is None
+    # Unigram finds no longer pieces in so little text.
+    assert algorithm == "sentencepiece_unigram" or max(map(len, pieces(tokenizer, "1234567"))) > 1
 
 
 @pytest.mark.parametrize("algorithm", ["byte_bpe", "wordpiece"])
