@@ -113,9 +113,10 @@ def train(folder: Path, texts: Sequence[str]) -> tuple[Path, float]:
 
 def shuffled(text: str, generator: random.Random) -> str:
     """The words of a text in another order; characters, where there are no spaces."""
-    units = text.split() if " " in text[:200].strip() and text.isascii() else list(text)
+    spaced = text.count(" ") > len(text) / 20
+    units = text.split() if spaced else list(text)
     generator.shuffle(units)
-    return (" " if text.isascii() else "").join(units)
+    return (" " if spaced else "").join(units)
 
 
 def table(model: PerplexityModel, compared: dict[str, list[str]]) -> None:

@@ -5,7 +5,7 @@ one token more. A word that the model does not know has the probability that smo
 (<unk>), and the words behind it are predicted without it.
 
 KenLM was not taken: its package is source that needs a compiler, has no program that trains, and takes words joined by
-blanks. The model is trained by kneser_ney.py, which gives the numbers of KenLM's `lmplz`, and asked by
+blanks. The model is trained by kneser_ney.py, which gives the numbers of its `lmplz`, and asked by
 automaton.py, which gives those of its queries.
 
     model.json      kind "perplexity", version, settings, counts, and how well it predicts held-out documents

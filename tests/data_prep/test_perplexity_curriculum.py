@@ -70,7 +70,7 @@ def test_the_trainer_reads_from_easy_to_hard(ordered, tmp_path):
     assert len(tables) > 3 and sum(map(len, tables)) == 200
 
     def read(order):
-        """The documents of every step of an epoch, as `maxlm inspect --step` finds them; the batches have their text."""
+        """The documents of every step of an epoch, as `inspect --step` finds them; the batches have their text."""
         sources = {"web": Source("web", ordered, SourceConfig(path="", order=order), seed=3)}
         steps = sources["web"].order(SEQ_LEN).windows // BATCH
         stage = Stage(steps * BATCH * SEQ_LEN, {"web": 1.0}, BATCH, SEQ_LEN)
