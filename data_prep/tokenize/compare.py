@@ -227,21 +227,21 @@ def _print(console: Console, rows: Sequence[dict[str, Any]]) -> None:
     """A table with the tokenizers side by side for the sources and languages that have most of the text."""
     own = [row for row in rows if row["tokenizer"] == OWN]
     largest = sorted(own, key=lambda row: -row["bytes"])[:SHOWN]
-    names = ("documents", "bytes/token", "fertility", "vocabulary\nused", "byte\ntokens", "in\ndocuments", "lost")
-    first = [Column(name, overflow="fold") for name in ("source", "language", "tokenizer")]
-    table = Table(*first, *map(right, names), box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    names = ("bytes/token", "fertility", "vocabulary\nused", "byte\ntokens", "lost")
+    table = Table(
+        Column("held-out text", overflow="fold"), *map(right, names), box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0)
+    )
     for where in [(row["source"], row["language"]) for row in largest]:
-        for number, row in enumerate(row for row in rows if (row["source"], row["language"]) == where):
-            place = [where[0], where[1] or ""] if number == 0 else ["", ""]
+        found = [row for row in rows if (row["source"], row["language"]) == where]
+        place = ", ".join(filter(None, where))
+        table.add_row(f"{place}: {found[0]['documents']:,} documents", style="bold")
+        for row in found:
             table.add_row(
-                *place,
-                row["tokenizer"],
-                f"{row['documents']:,}",
+                f"  {row['tokenizer']}",
                 f"{row['bytes_per_token']:.3f}",
                 f"{row['fertility']:.3f}",
                 f"{row['vocabulary_used']:.1%}",
                 share(row["byte_tokens"], row["tokens"]),
-                share(row["byte_documents"], row["documents"]),
                 f"{row['lost']:,}",
             )
     console.print(table)
