@@ -29,7 +29,10 @@ AHEAD = 4
 
 
 class Processes(Workers):
-    """Runs tasks in `count` processes, which start when they are first needed; a single task runs in this one."""
+    """Runs tasks in `count` processes, which start when they are first needed.
+
+    A single task runs in this one until then: afterwards this one holds what queries left behind.
+    """
 
     def __init__(self, count: int):
         self.count = count
@@ -46,7 +49,7 @@ class Processes(Workers):
         self._pool.shutdown(cancel_futures=True)
 
     def make(self, folder: Folder, tasks: Sequence[Task], progress: Callable[[int], None]) -> dict[str, Record]:
-        if len(tasks) == 1 or self.count == 1:
+        if self.count == 1 or (len(tasks) == 1 and self._pool is None):
             return make_here(folder, tasks, progress)
         if self._pool is None:
             context = multiprocessing.get_context("spawn")
