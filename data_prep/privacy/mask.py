@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 VERSION = 1
 FILE, COLUMN = "columns.parquet", "privacy"
 BATCH = 2**14
+HIDDEN = "hidden-"
 TOO_MANY, IN_NAMES = "more than max_spans values", "in ids and addresses"
 
 
@@ -185,4 +186,10 @@ def filled(value: str, entries: Iterable[Mapping], config: PrivacyConfig) -> str
 
 
 def hidden_id(document_id: str) -> str:
-    return f"{document_id.partition('/')[0]}/hidden-{document_hash(document_id):016x}"
+    return f"{document_id.partition('/')[0]}/{HIDDEN}{document_hash(document_id):016x}"
+
+
+def former_hash(document_id: str) -> int | None:
+    """`id_hash` of the id that a hidden one stands for; None for others."""
+    digits = document_id.partition(f"/{HIDDEN}")[2]
+    return int(digits, 16) if len(digits) == 16 and set(digits) <= set("0123456789abcdef") else None

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from data_prep.config import Pipeline
+from data_prep.privacy.mask import former_hash
 from data_prep.report import excerpts
 from data_prep.report.copies import stayed
 from data_prep.report.lives import Change, Life, read_lives
@@ -51,15 +52,15 @@ def find_history(config: Pipeline, document: str, source: str | None = None) -> 
 def _find(seen: Trace, source: str, document: str) -> Iterator[Life]:
     import pyarrow.parquet as pq
 
-    wanted = np.uint64(document_hash(document))
+    # A document has the id that it was read with and, where that is hidden, one that has the former one's hash.
+    wanted = np.array([document_hash(document), former_hash(document) or 0], np.uint64)
+    masks = Masks(seen)
     for part in seen.parts:
         if part.source == source:
-            # A document has the id that it was read with, and where that was masked the masked one.
-            paths = {part.path, dict(part.columns).get("id_hash", part.path)}
-            hashes = (pq.read_table(path, columns=["id_hash"])["id_hash"].to_numpy() for path in paths)
-            if rows := sorted({row for found in hashes for row in np.flatnonzero(found == wanted).tolist()}):
+            hashes = pq.read_table(part.path, columns=["id_hash"])["id_hash"].to_numpy()
+            if (rows := np.flatnonzero(np.isin(hashes, wanted)).tolist()):
                 lives = read_lives(seen, part, rows, fingerprints=True)
-                yield from (life for life in lives.values() if document in (life.id, life.replaced.get("id")))
+                yield from (life for life in lives.values() if document in (life.id, masks.beside(life)["id"]))
 
 
 def _nearest(seen: Trace, sources: Sequence[str], document: str) -> list[str]:

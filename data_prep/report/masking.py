@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import Any
 
 from data_prep.config import Pipeline
-from data_prep.privacy.find import everywhere, in_texts, scanner
+from data_prep.privacy.find import Numbering, everywhere, in_texts, scanner
 from data_prep.privacy.mask import hidden_id, is_chosen
 from data_prep.privacy.stage import STAGE
 from data_prep.report import excerpts
@@ -82,14 +82,13 @@ class Masks:
         privacy = self.config.privacy
         scanned = in_texts(self._scanner, Texts.from_strings([value.decode() for value in values.values()]))
         found = everywhere(values, {place: scanned.get(number, []) for number, place in enumerate(values)})
-        numbers: dict[tuple[str, bytes], int] = {}
+        numbering = Numbering()
         masks: dict[str, list[Span]] = {}
         for place, spans in found.items():
             for span in spans:
                 if is_chosen(span.type, span.kind, privacy):
-                    value = (span.type, values[place][span.start : span.stop].lower())
-                    number = numbers.setdefault(value, 1 + sum(1 for kind, _ in numbers if kind == span.type))
-                    masks.setdefault(place, []).append((span.start, span.stop, privacy.fill(span.type, number)))
+                    mask = privacy.fill(span.type, numbering.of(values[place], span))
+                    masks.setdefault(place, []).append((span.start, span.stop, mask))
         return masks
 
     def masked(self, life: Life, text: bytes) -> Masked:
@@ -115,10 +114,11 @@ class Masks:
         if self._concerns(life):
             masks = self.spans({"text": life.text} | values)
         found = {place: edited(value, masks.get(place, ())).decode() for place, value in values.items()}
-        if (replaced := life.replaced.get("id")) is not None:
+        # Of a document that was dropped before the stage, the column has the id as it was read.
+        if (replaced := life.replaced.get("id")) not in (None, life.id):
             found["id"] = replaced
         elif found["id"] != life.id:
-            found["id"] = hidden_id(found["id"], life.id)
+            found["id"] = hidden_id(life.id)
         return {"id": found["id"], "url": found.get("url"), "origin": found.get("origin")}
 
     def text(self, life: Life, step: int, most: int, places: Sequence[tuple[int, int]] = ()) -> Excerpt:

@@ -23,6 +23,7 @@ def config(tmp_path_factory):
             "near-kept": kept.replace(" have been ", " had been ", 1),
             "short-one": f"Few words: {OTHER}",
             f"of/{WORD}.name@mail.com": page_text(61),
+            f"of/{WORD}.early@mail.com": "Few words as well",
             "with-phone": f"{page_text(62)}\nCall {PHONE} today.",
         },
         rules={"profiles": {"default": {"gopher": {"min_words": 20}, "c4": {"lines": {"min_words": 3}}}}},
@@ -51,17 +52,20 @@ def test_the_page_shows_placeholders(config):
     assert types[0][0] == "email" and types[0][2] > 1
 
 
-@pytest.mark.parametrize("document", ["kept", "near-kept", "short-one", f"of/{WORD}.name@mail.com", "with-phone"])
+@pytest.mark.parametrize(
+    "document",
+    ["kept", "near-kept", "short-one", *(f"of/{WORD}.{name}@mail.com" for name in ("name", "early")), "with-phone"],
+)
 def test_a_history_shows_placeholders(config, document):
     (found,) = find_history(config, document)
     assert WORD not in json.dumps(found) and "650 253" not in json.dumps(found)
     if found["kept"]:
         assert found["output"]["tokens"] > 100
     elif document == "with-phone":
-        assert found["why_not"] == "dropped by privacy: phone"
+        assert found["why_not"] == "dropped by privacy: phone found"
     if document.startswith("of/"):
         # It is found by the id that the shards have, too.
-        assert find_history(config, found["id"]) == [found] and "[EMAIL]-" in found["id"]
+        assert find_history(config, found["id"]) == [found] and "/hidden-" in found["id"]
 
 
 def test_an_unknown_id_names_no_value(config):
