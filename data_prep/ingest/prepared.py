@@ -3,6 +3,7 @@
 A file of tokens is read document by document, with the rows of its table in batches of 2**14: memory holds those, and
 one text. Each text is compared with what preparation wrote down of it, so that what a tokenizer lost is told, and not
 passed on: its size always, its hash where no stage did anything to it (a stage may have edited it after it was hashed).
+Of a document that a mixture repeated (column `copy`), the first copy is read.
 """
 
 from collections.abc import Iterator
@@ -22,9 +23,10 @@ from maxlm.errors import DataError
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    import pyarrow.parquet as pq
 
 BATCH_ROWS = 2**14
-COLUMNS = ("id", "url", "language", "bytes", "steps")
+COLUMNS, COPY = ("id", "url", "language", "bytes", "steps"), "copy"
 
 
 def find_files(source: str, config: SourceConfig) -> list[RawFile]:
@@ -56,23 +58,26 @@ def read(file: RawFile, config: SourceConfig, ingest: IngestConfig) -> Iterator[
 
     shards, tokenizer = _open(file.key, file.version)
     number = int(PurePosixPath(file.name).stem.rpartition("-")[2])
-    row = 0
     with pq.ParquetFile(shards.local_documents(number)) as table:
-        hashes = _hashes(shards, number)
-        for batch in table.iter_batches(BATCH_ROWS, columns=list(COLUMNS)):
-            for record in batch.to_pylist():
-                text = tokenizer.decode(shards.read(*shards.span(number, row)))
-                if problem := _difference(text, record, next(hashes)):
-                    if ingest.on_bad_record == "fail":
-                        raise DataError(
-                            f"{file.path}: document {record['id']}: its tokens do not give its text back ({problem}), "
-                            "as with a tokenizer that is not lossless; prepare its raw text, or set "
-                            "ingest.on_bad_record=skip"
-                        )
-                    yield Rejected(BAD_RECORD)
-                else:
-                    yield _document(file, config, ingest, row, text, record)
-                row += 1
+        for row, (record, digest) in enumerate(zip(_records(table), _hashes(shards, number), strict=False)):
+            if record.get(COPY):
+                continue
+            text = tokenizer.decode(shards.read(*shards.span(number, row)))
+            if problem := _difference(text, record, digest):
+                if ingest.on_bad_record == "fail":
+                    raise DataError(
+                        f"{file.path}: document {record['id']}: its tokens do not give its text back ({problem}), as "
+                        "with a tokenizer that is not lossless; prepare its raw text, or set ingest.on_bad_record=skip"
+                    )
+                yield Rejected(BAD_RECORD)
+            else:
+                yield _document(file, config, ingest, row, text, record)
+
+
+def _records(table: "pq.ParquetFile") -> Iterator[dict[str, Any]]:
+    columns = [name for name in (*COLUMNS, COPY) if name in table.schema_arrow.names]
+    for batch in table.iter_batches(BATCH_ROWS, columns=columns):
+        yield from batch.to_pylist()
 
 
 def _document(

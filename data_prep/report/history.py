@@ -58,7 +58,7 @@ def _find(seen: Trace, source: str, document: str) -> Iterator[Life]:
     for part in seen.parts:
         if part.source == source:
             hashes = pq.read_table(part.path, columns=["id_hash"])["id_hash"].to_numpy()
-            if (rows := np.flatnonzero(np.isin(hashes, wanted)).tolist()):
+            if rows := np.flatnonzero(np.isin(hashes, wanted)).tolist():
                 lives = read_lives(seen, part, rows, fingerprints=True)
                 yield from (life for life in lives.values() if document in (life.id, masks.beside(life)["id"]))
 

@@ -84,8 +84,9 @@ def test_shards_in_a_store_are_read_by_way_of_its_cache(tmp_path, tree, prepare,
 
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     directory = prepare().directories["web"]
-    fsspec.filesystem("memory").put(str(directory), "/prepared/web", recursive=True)
-    rows, _ = read(tmp_path / "work", ["memory://prepared/web"])
+    # The store is of the whole process: a name of its own, as a copy to one that exists would go below it.
+    fsspec.filesystem("memory").put(str(directory), f"/{tmp_path.name}/web", recursive=True)
+    rows, _ = read(tmp_path / "work", [f"memory://{tmp_path.name}/web"])
     assert sorted(row["text"] for row in rows.values()) == sorted(texts)
 
 
