@@ -172,9 +172,10 @@ def _sources(found: Json) -> str:
     ]
     head = ["Source", "Read", "Kept", "Tokens", "Mean length"]
     left = "".join(_left(found, one["source"]) for one in found["sources"])
+    told = "Documents and text of each source as they were read and as they are kept; tokens are those of its outputs."
     return section(
         "Sources",
-        "Documents and text of each source as they were read and as they are kept; tokens are those of its outputs.",
+        told + (" What is kept here the mixture chooses from." if found["mix"] else ""),
         table(head, lines, range(1, 5)),
         "<h3>What is left of each source</h3>",
         '<p class="soft">After each stage, as a share of the documents that were read of the source.</p>',
