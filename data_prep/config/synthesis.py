@@ -100,7 +100,8 @@ class AnswerConfig(Section):
         None,
         alias="schema",
         description="JSON schema of an object, or a JSON or YAML file with one, that answers must meet; its required "
-        "properties are fields of texts. Null for answers in plain text: the field {answer}.",
+        "properties are fields of texts. Null for answers in plain text: the field {answer}. What stands between "
+        "<think> and </think> before an answer is left out.",
     )
     repairs: Annotated[Integer, Field(ge=0)] = Field(
         1, description="How often the question is put again where the answer is not valid; each is paid."

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from jsonschema.protocols import Validator
 
 PLAIN = "answer"
+# What Qwen 3, DeepSeek R1 and others write before the answer, where the server does not take it out.
+THOUGHT = re.compile(r"\A\s*<think>.*?</think>\s*", re.DOTALL)
 FENCED = re.compile(r"```\w*\s+(.*)```", re.DOTALL)
 SCORE_SCHEMA = {"type": "object", "properties": {"score": {"type": "number"}}, "required": ["score"]}
 # Of a message about an answer, which may quote all of it.
@@ -80,12 +82,13 @@ class Shape:
         """The values of an answer by field."""
         if answer.finish in ("length", "content_filter"):
             return Invalid("cut off" if answer.finish == "length" else "content filter")
-        if not answer.content.strip():
+        content = THOUGHT.sub("", answer.content)
+        if not content.strip():
             return Invalid("empty")
         if self.validator is None:
-            return {PLAIN: answer.content}
+            return {PLAIN: content}
         problem = ""
-        for text in (answer.content, *FENCED.findall(answer.content)):
+        for text in (content, *FENCED.findall(content)):
             try:
                 value = _parse(text)
             except (ValueError, RecursionError) as error:
