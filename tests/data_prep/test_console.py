@@ -113,6 +113,11 @@ def test_a_terminal_sees_a_bar_for_every_stage_that_works(tmp_path, pipeline, ev
     with subprocess.Popen(command, stdout=theirs, stderr=theirs, stdin=theirs, env=environment) as process:
         os.close(theirs)
         seen = read_all(ours)
+        try:
+            process.wait(60)
+        finally:
+            # One that still runs waits for somebody who reads.
+            process.kill()
     os.close(ours)
     assert process.returncode == 0
     for stage in ("ingest", "tokenizer", "tokenize", "shuffle"):
@@ -121,8 +126,8 @@ def test_a_terminal_sees_a_bar_for_every_stage_that_works(tmp_path, pipeline, ev
 
 
 def read_all(descriptor):
-    pieces, deadline = [], time.monotonic() + 60
-    while time.monotonic() < deadline and select.select([descriptor], [], [], 30)[0]:
+    pieces, deadline = [], time.monotonic() + 300
+    while time.monotonic() < deadline and select.select([descriptor], [], [], 120)[0]:
         try:
             pieces.append(os.read(descriptor, 65536))
         except OSError:
