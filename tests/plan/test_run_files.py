@@ -7,7 +7,7 @@ import pytest
 from maxlm.plan.plan import make_plan
 from maxlm.plan.request import request
 
-LAPTOP = ("quickstart", "doremi", "curriculum")
+LAPTOP = ("quickstart", "doremi", "curriculum", "llama3-syne", "yulan-mini")
 FILES = sorted((Path(__file__).parents[2] / "configs/runs").glob("*.yaml"))
 RUNS = [path for path in FILES if not path.stem.startswith(LAPTOP)]
 
