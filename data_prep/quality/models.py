@@ -17,6 +17,7 @@ import numpy as np
 from data_prep.manifest import Folder, Record, save_error
 from data_prep.quality import classifier, features
 from data_prep.quality.classifier import Classifier
+from data_prep.text import words
 from maxlm.errors import ConfigError, DataError
 
 DESCRIPTION, WEIGHTS, PLOT = "model.json", "weights.npy", "calibration.svg"
@@ -68,14 +69,26 @@ def publish(folder: Folder, record: Record, directory: Path, name: str) -> dict[
 def find(directory: Path) -> Model:
     """What a directory says of its model; raises `ConfigError` or `DataError` where it cannot be used here."""
     values, key = _describe(directory)
+    try:
+        for found, expected in _versions(values):
+            if found != expected:
+                raise DataError(
+                    f"{directory}: made by version {json.dumps(found)}, this program has {json.dumps(expected)}; train "
+                    "the model again"
+                )
+        return Model(directory, key, values["kind"], tuple(values.get("labels", ())))
+    except (LookupError, TypeError) as error:
+        raise DataError(f"{directory / DESCRIPTION}: has no {error}; train the model again") from None
+
+
+def _versions(values: dict[str, Any]) -> list[tuple[Any, Any]]:
+    """The versions of everything that a model's scores depend on: those that made it, and those of this program."""
     if values["kind"] == "classifier":
-        _check_version(directory, values["version"], classifier.VERSION)
-        _check_version(directory, values["features"], features.version())
-        return Model(directory, key, values["kind"], tuple(values["labels"]))
+        return [(values["version"], classifier.VERSION), (values["features"], features.version())]
     from data_prep.quality import perplexity
 
-    _check_version(directory, values["version"], perplexity.VERSION)
-    return Model(directory, key, values["kind"])
+    splitter = values["splitter"]
+    return [(values["version"], perplexity.VERSION), (splitter, words.version(splitter[0]))]
 
 
 def _describe(directory: Path) -> tuple[dict[str, Any], str]:
@@ -97,14 +110,6 @@ def _describe(directory: Path) -> tuple[dict[str, Any], str]:
         if size != files[name]["bytes"]:
             raise DataError(f"{directory / name}: {size} bytes, expected {files[name]['bytes']}; train the model again")
     return values, hashlib.sha256(data).hexdigest()[:32]
-
-
-def _check_version(directory: Path, found: Any, expected: Any) -> None:
-    if found != expected:
-        raise DataError(
-            f"{directory}: made by version {json.dumps(found)}, this program has {json.dumps(expected)}; train the "
-            "model again"
-        )
 
 
 @cache

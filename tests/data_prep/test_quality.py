@@ -391,6 +391,13 @@ def test_a_model_that_is_damaged_or_of_another_version_is_told(score, quality_mo
     assert "made by version 0, this program has 1; train the model again" in str(caught.value)
     with broken(lambda values: values["features"].append("more")):
         score(models=config)
+    with broken(lambda values: values.pop("features")) as caught:
+        score(models=config)
+    assert "model.json: has no 'features'; train the model again" in str(caught.value)
+    perplexity = {"kind": "perplexity", "version": 1, "splitter": ["unicode", 0]}
+    with broken(lambda values: values.update(perplexity)) as caught:
+        score(models=config)
+    assert 'made by version ["unicode", 0]' in str(caught.value)
     with broken(lambda values: values.update(kind="oracle")) as caught:
         score(models=config)
     assert "the kind of the model is 'oracle', expected classifier or perplexity" in str(caught.value)
