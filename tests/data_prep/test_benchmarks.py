@@ -114,7 +114,7 @@ def test_of_task_files_the_samples_are_the_items(tmp_path):
         ("a.yaml", "[" * 100000, "nested deeper than 100|nesting depth"),
         ("a.parquet", "PAR1", "cannot be read as .parquet"),
         ("a.jsonl.gz", "no gzip", "cannot be read as .jsonl"),
-        ("a.jsonl.gz", gzip.compress(b"{}" * 99)[:-12], "cannot be read as .jsonl"),
+        ("a.jsonl.gz", gzip.compress(b"{}" * 99, mtime=0)[:-12], "cannot be read as .jsonl"),
         ("a.txt", b"\xff\xfe\xfa", "cannot be read as .txt.*utf-8"),
         ("a.jsonl", '{"query": "b", "answer": "c"}\n', "no item has question or choices; the first has query, answer"),
     ],

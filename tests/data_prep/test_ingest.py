@@ -176,7 +176,11 @@ def test_streams_one_after_the_other_are_one_and_a_cut_one_is_named(tmp_path, en
     [
         ("a.jsonl", '{"text": "a"}\n'.encode("utf-16"), "a.jsonl: looks like UTF-16.*iconv"),
         ("a.jsonl", '{"text": "a"}\n'.encode("utf-16-be"), "a.jsonl: looks like UTF-16"),
-        ("a.json.gz", gzip.compress('{"text": "a"}\n'.encode("utf-32")), "a.json.gz: looks like UTF-16 or UTF-32"),
+        (
+            "a.json.gz",
+            gzip.compress('{"text": "a"}\n'.encode("utf-32"), mtime=0),
+            "a.json.gz: looks like UTF-16 or UTF-32",
+        ),
         ("a.jsonl", b'[\n {"text": "a"}\n]', "a.jsonl:1: not JSON"),
         ("a.jsonl", LINES[:-9], "a.jsonl:500: not JSON"),
         ("a.jsonl", LINES + b"\0" * 99, "a.jsonl:501: not JSON"),

@@ -237,7 +237,9 @@ def test_damage_costs_the_records_that_it_lies_in(tmp_path, case):
 
 
 @pytest.mark.parametrize(
-    "data", [b"hello world\n" * 100, gzip.compress(b"hello"), gzip.compress(members(pages(1))[0]), b"\0" * 300, b"W"]
+    "data",
+    [b"hello world\n" * 100, gzip.compress(b"hello"), gzip.compress(members(pages(1))[0]), b"\0" * 300, b"W"],
+    ids=["text", "packed text", "packed twice", "zeros", "one byte"],
 )
 def test_what_is_no_archive_is_named(tmp_path, data):
     path = write(tmp_path / "a.warc.gz", data)
