@@ -4,6 +4,7 @@ import ast
 import re
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -101,6 +102,12 @@ def test_preparation_shares_the_format_and_nothing_else() -> None:
 def test_files_are_short() -> None:
     lengths = {path: len(path.read_text().splitlines()) for path in sources("maxlm", "data_prep", "tools", "tests")}
     assert not [f"{path.relative_to(ROOT)}: {length} lines" for path, length in lengths.items() if length > 450]
+
+
+def test_names_of_test_files_differ_over_folders() -> None:
+    """The folders are no packages: pytest would collect the first of two files of one name and stop."""
+    names = Counter(path.name for path in sources("tests") if path.name.startswith("test_"))
+    assert not [name for name, count in names.items() if count > 1]
 
 
 @pytest.mark.parametrize("module", ["maxlm", "maxlm.cli", "data_prep.cli"])
