@@ -104,10 +104,11 @@ def test_unknown_key_near_nothing_lists_what_is_known(load_text: Load) -> None:
         ("model.window=[8, 4, null]", "window must list at least one layer and at most num_layers, found 3 and 2"),
         ("model.learned_positions=15", "data.seq_len must be at most model.learned_positions, found 16 and 15"),
         ("model.qk_norm=heads", "model.qk_norm: found 'heads'; "),
+        ("model.rope.scaling={factor: 8}", "missing key 'model.rope.scaling.name'"),
         ("model.rope.scaling={name: cubic, factor: 8}", "model.rope.scaling.name: found 'cubic'; "),
         ("schedule.name=inverse_sqrt", "inverse_sqrt needs warmup_tokens above 0"),
         ("train=null", "train: found None"),
-        ("data.dynamic={name: random}", "does not match any of the expected tags: 'doremi', 'online'"),
+        ("data.dynamic={name: random}", "data.dynamic.name: found 'random'; expected one of 'doremi', 'online'"),
         (
             "data.dynamic={name: doremi, reference: a, smoothing: 2}",
             "data.dynamic.smoothing: found 2; input should be less than or equal to 1",

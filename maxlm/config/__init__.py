@@ -19,7 +19,16 @@ from maxlm.config.data import (
     StageConfig,
 )
 from maxlm.config.files import json_schema, load, read, to_yaml, validate
-from maxlm.config.model import ModelConfig, MoeConfig
+from maxlm.config.model import LatentConfig, ModelConfig, MoeConfig
+from maxlm.config.rope import (
+    DynamicScaling,
+    LinearScaling,
+    Llama3Scaling,
+    LongRopeScaling,
+    RopeConfig,
+    Scaling,
+    YarnScaling,
+)
 from maxlm.config.section import Count, Fraction, Integer, Name, Real, Section
 from maxlm.config.sections import (
     SAVEABLE,

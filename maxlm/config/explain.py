@@ -18,6 +18,11 @@ def explain(error: ValidationError, schema: type[Section]) -> list[str]:
             lines[key] = [f"unknown key '{key}'; {_nearest(key, section, schema)}"]
         elif problem["type"] == "missing":
             lines[key] = [f"missing key '{key}'"]
+        elif problem["type"] == "union_tag_invalid":  # of sections of several kinds, a name that is none of them
+            found = problem["ctx"]
+            lines[f"{key}.name"] = [f"{key}.name: found {found['tag']!r}; expected one of {found['expected_tags']}"]
+        elif problem["type"] == "union_tag_not_found":
+            lines[f"{key}.name"] = [f"missing key '{key}.name'"]
         elif problem["type"] == "value_error":
             text = str(problem["ctx"]["error"])
             lines.setdefault(key, [f"{key}: {text}" if key else text])

@@ -5,22 +5,21 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from maxlm.config.rope import LongRopeScaling, RopeConfig
 from maxlm.config.section import Count, Integer, Real, Section
 
 
-class LinearScaling(Section):
-    name: Literal["linear"] = Field(description="linear divides positions by factor.")
-    factor: Real = Field(gt=0, description="How many times longer sequences may be than those without scaling.")
+class LatentConfig(Section):
+    """Multi-head latent attention (DeepSeek-V2, section 2.1)."""
 
-
-class RopeConfig(Section):
-    theta: Real = Field(10000.0, gt=0, description="Base wavelength of the rotary position embedding.")
-    local_theta: Real | None = Field(
-        None, gt=0, description="Base wavelength in layers with a window, without scaling; null for that of all layers."
+    query_rank: Count | None = Field(
+        None, description="Width of the latent that queries are made of; null to make them of the residual stream."
     )
-    scaling: LinearScaling | None = Field(
-        None, description="How rotations slow down for longer sequences; null for not at all."
-    )
+    kv_rank: Count = Field(description="Width of the latent that keys and values are made of, which decoding caches.")
+    nope_head_dim: Count = Field(description="Dimensions of a query's and a key's head that are not rotated.")
+    rope_head_dim: Count = Field(description="Those that are; of keys all heads share them. Even.")
+    value_head_dim: Count = Field(description="Width of a value's head.")
+    norm_eps: Real = Field(1e-6, gt=0, description="Added to the mean square inside the norms of the latents.")
 
 
 class MoeConfig(Section):
@@ -32,6 +31,11 @@ class MoeConfig(Section):
     )
     scores: Literal["softmax", "sigmoid"] = Field(
         "softmax", description="How the router's logits become the weights of the experts."
+    )
+    groups: Count = Field(1, description="Groups of consecutive experts; a token's come from groups_per_token of them.")
+    groups_per_token: Count = Field(1, description="Groups that a token's experts come from; at most groups.")
+    group_score: Literal["max", "top2"] = Field(
+        "max", description="By what a token chooses groups: the best score in each, or the sum of the two best."
     )
     normalize: bool = Field(True, description="Divide the weights of a token's experts by their sum.")
     scale: Real = Field(1.0, gt=0, description="Factor on the weights of a token's experts, after normalize.")
@@ -54,6 +58,17 @@ class MoeConfig(Section):
             raise ValueError(
                 f"experts_per_token must be at most num_experts, found {self.experts_per_token} and {self.num_experts}"
             )
+        if self.num_experts % self.groups or self.groups_per_token > self.groups:
+            raise ValueError(
+                f"groups must divide num_experts and groups_per_token be at most groups, found {self.groups}, "
+                f"{self.num_experts} and {self.groups_per_token}"
+            )
+        size = self.num_experts // self.groups
+        if self.groups_per_token * size < self.experts_per_token or (self.group_score == "top2" and size < 2):
+            raise ValueError(
+                f"groups: found {self.groups_per_token} groups of {size} experts for {self.experts_per_token} per "
+                f"token with group_score {self.group_score}; expected enough experts, two or more in a group for top2"
+            )
         if self.experts_per_token == 1 and self.normalize:
             raise ValueError(
                 "normalize must be false with experts_per_token 1: a weight divided by itself is 1, and the router "
@@ -68,13 +83,18 @@ class ModelConfig(Section):
     embed_dim: Count = Field(description="Width of the residual stream.")
     num_heads: Count = Field(description="Number of query heads.")
     num_kv_heads: Count = Field(description="Number of key and value heads; divides num_heads.")
-    head_dim: Count = Field(description="Width of one head; even, for the rotary embedding.")
+    head_dim: Count = Field(description="Width of one head of queries and keys; even, for the rotary embedding.")
     mlp_dim: Count = Field(description="Width of the MLP's hidden layer.")
-    activation: Literal["silu", "gelu"] = Field(
+    activation: Literal["silu", "gelu", "gelu_exact"] = Field(
         "silu", description="Nonlinearity of MLP and experts; gelu is the approximation with tanh."
     )
     mlp_gated: bool = Field(True, description="Multiply the activated half of the hidden layer with another product.")
     mlp_bias: bool = Field(False, description="Biases in the products of the MLP.")
+    latent: LatentConfig | None = Field(
+        None,
+        description="Queries, keys and values made of narrow latents (multi-head latent attention); null for straight "
+        "from the residual stream.",
+    )
     qkv_bias: bool = Field(False, description="Biases of queries, keys and values.")
     out_bias: bool = Field(False, description="Bias of attention's output.")
     tie_embeddings: bool = Field(False, description="Use the embedding table as the output matrix.")
@@ -93,6 +113,9 @@ class ModelConfig(Section):
     attention_softcap: Real | None = Field(
         None, gt=0, description="Bound on attention's scores, by tanh before the softmax (Gemma 2); null for none."
     )
+    logit_softcap: Real | None = Field(
+        None, gt=0, description="Bound on the logits, by tanh before the loss (Gemma 2); null for none."
+    )
     moe: MoeConfig | None = Field(None, description="Mixture of experts in place of the MLP; null for none.")
     query_scale: Real | None = Field(
         None, gt=0, description="Factor on the products of queries and keys; null for 1 / sqrt(head_dim)."
@@ -109,6 +132,21 @@ class ModelConfig(Section):
     norm_offset: bool = Field(False, description="Store the scales of norms less one, so that they begin at zero.")
     norm_eps: Real = Field(1e-5, gt=0, description="Added to the mean square inside a norm.")
     init_std: Real = Field(0.02, gt=0, description="Standard deviation of the truncated-normal initialiser.")
+
+    context_length: Count | None = Field(
+        None,
+        description="Longest sequence in tokens that the model is made for, which exports tell; null for data.seq_len.",
+    )
+
+    @property
+    def value_dim(self) -> int:
+        """Width of one head of values."""
+        return self.latent.value_head_dim if self.latent else self.head_dim
+
+    @property
+    def rope_dim(self) -> int:
+        """Dimensions of a head that are rotated: its last ones with `latent`, otherwise its first ones."""
+        return self.latent.rope_head_dim if self.latent else int(self.head_dim * self.rope.fraction)
 
     @property
     def window_pattern(self) -> tuple[int | None, ...]:
@@ -146,9 +184,39 @@ class ModelConfig(Section):
         if not 0 < len(self.window_pattern) <= self.num_layers:
             found = f"found {len(self.window_pattern)} and {self.num_layers}"
             raise ValueError(f"window must list at least one layer and at most num_layers, {found}")
+        self._check_rotation()
+        if self.latent is not None:
+            self._check_latent(self.latent)
         if self.moe is not None:
             self._check_experts()
         return self
+
+    def _check_rotation(self) -> None:
+        if self.rope_dim % 2 or not self.rope_dim:
+            raise ValueError(f"rope: an even number of dimensions can be rotated, found {self.rope_dim}")
+        if isinstance(scaling := self.rope.scaling, LongRopeScaling):
+            found = len(scaling.short_factors), len(scaling.long_factors)
+            if found != (self.rope_dim // 2,) * 2:
+                raise ValueError(
+                    f"rope.scaling: longrope needs {self.rope_dim // 2} short_factors and long_factors, one per "
+                    f"rotated pair, found {found[0]} and {found[1]}"
+                )
+
+    def _check_latent(self, latent: LatentConfig) -> None:
+        if self.head_dim != latent.nope_head_dim + latent.rope_head_dim:
+            raise ValueError(
+                f"head_dim must be latent.nope_head_dim + latent.rope_head_dim, found {self.head_dim}, "
+                f"{latent.nope_head_dim} and {latent.rope_head_dim}"
+            )
+        if self.num_kv_heads != self.num_heads:
+            raise ValueError(
+                f"num_kv_heads must be num_heads with latent, found {self.num_kv_heads} and {self.num_heads}"
+            )
+        if self.learned_positions or self.qk_norm or self.qkv_bias or self.rope.fraction != 1:
+            raise ValueError(
+                "latent: takes no learned_positions, qk_norm, qkv_bias or rope.fraction; its norms and its rotated "
+                "dimensions are its own"
+            )
 
     def _check_experts(self) -> None:
         repeating = self.num_layers - self.first_layers

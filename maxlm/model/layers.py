@@ -26,7 +26,11 @@ POSITIONS = ("positions", "table_embed")  # and of the table of learned position
 # Logical axes of the residual stream's width in matrices.
 WIDTHS = frozenset({"embed", "expert_embed", "table_embed"})
 
-ACTIVATIONS = {"silu": jax.nn.silu, "gelu": functools.partial(jax.nn.gelu, approximate=True)}
+ACTIVATIONS = {
+    "silu": jax.nn.silu,
+    "gelu": functools.partial(jax.nn.gelu, approximate=True),
+    "gelu_exact": functools.partial(jax.nn.gelu, approximate=False),
+}
 
 RematPolicy = str | tuple[str, ...]
 
