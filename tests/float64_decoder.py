@@ -50,20 +50,70 @@ class Float64Decoder:
         scale = params["scale"] + 1 if self.config.norm_offset else params["scale"]
         return x / np.sqrt((x**2).mean(-1, keepdims=True) + self.config.norm_eps) * scale + params.get("bias", 0)
 
-    def rotate(self, x: np.ndarray, positions: np.ndarray, window: int | None) -> np.ndarray:
-        """Rotary embedding: the halves of a head are the real and imaginary parts of numbers that turn."""
+    def rotate(self, x: np.ndarray, positions: np.ndarray, lengths: np.ndarray, window: int | None) -> np.ndarray:
+        """Rotary embedding: halves of what is rotated are the real and imaginary parts of numbers that turn."""
         if self.config.learned_positions:
             return x
-        half, rope = self.config.head_dim // 2, self.config.rope
-        theta = rope.theta
-        if window is not None and rope.local_theta:
-            theta = rope.local_theta
-        elif rope.scaling:
-            positions = positions / rope.scaling.factor
-        turned = (x[..., :half] + 1j * x[..., half:]) * np.exp(
-            1j * positions[:, None] * theta ** (-np.arange(half) / half)
-        )
-        return np.concatenate([turned.real, turned.imag], -1)
+        half = self.config.rope_dim // 2
+        plain = window is not None and self.config.rope.local_theta is not None
+        turned = (x[..., :half] + 1j * x[..., half : 2 * half]).astype(complex)
+        for token, (position, length) in enumerate(zip(positions, lengths, strict=True)):
+            for pair in range(half):
+                angle = position * (self.local_frequency(pair) if plain else self.frequency(pair, length))
+                turned[token, pair] *= np.exp(1j * angle) * (1 if plain else self.rotation_factor())
+        return np.concatenate([turned.real, turned.imag, x[..., 2 * half :]], -1)
+
+    def local_frequency(self, pair: int) -> float:
+        return self.config.rope.local_theta ** (-2 * pair / self.config.rope_dim)
+
+    def frequency(self, pair: int, length: int) -> float:
+        """Of one pair, in a document of so many tokens."""
+        rope, dim = self.config.rope, self.config.rope_dim
+        scaling, frequency = rope.scaling, rope.theta ** (-2 * pair / dim)
+        match scaling and scaling.name:
+            case "linear":
+                return frequency / scaling.factor
+            case "dynamic":
+                beyond = max(0, length / scaling.original_length - 1)
+                return frequency * (1 + scaling.factor * beyond) ** (-2 * pair / (dim - 2))
+            case "longrope":
+                is_long = length > scaling.original_length
+                return frequency / (scaling.long_factors if is_long else scaling.short_factors)[pair]
+            case "llama3":
+                wavelength = 2 * math.pi / frequency
+                if wavelength < scaling.original_length / scaling.high_freq_factor:
+                    return frequency
+                if wavelength > scaling.original_length / scaling.low_freq_factor:
+                    return frequency / scaling.factor
+                smooth = scaling.original_length / wavelength - scaling.low_freq_factor
+                smooth /= scaling.high_freq_factor - scaling.low_freq_factor
+                return (1 - smooth) * frequency / scaling.factor + smooth * frequency
+            case "yarn":
+                # The pair whose wavelength fits so often into the original length.
+                first, last = (
+                    math.log(scaling.original_length / (2 * math.pi * turns), rope.theta) * dim / 2
+                    for turns in (scaling.beta_fast, scaling.beta_slow)
+                )
+                if scaling.truncate:
+                    first, last = math.floor(first), math.ceil(last)
+                first, last = max(first, 0), min(last, dim - 1)
+                slowed = min(1, max(0, (pair - first) / (last - first if last != first else 0.001)))
+                return frequency * (slowed / scaling.factor + 1 - slowed)
+        return frequency
+
+    def rotation_factor(self) -> float:
+        scaling = self.config.rope.scaling
+        if getattr(scaling, "attention_factor", None):
+            return scaling.attention_factor
+        match scaling and scaling.name:
+            case "longrope" if scaling.factor and scaling.factor > 1:
+                return math.sqrt(1 + math.log(scaling.factor, scaling.original_length))
+            case "yarn" if scaling.factor > 1:
+                growth = math.log(scaling.factor) / 10
+                if scaling.mscale and scaling.mscale_all_dim:
+                    return (1 + growth * scaling.mscale) / (1 + growth * scaling.mscale_all_dim)
+                return 1 + growth
+        return 1.0
 
     def attention(self, params: dict, x: np.ndarray, segments, positions, window: int | None) -> np.ndarray:
         config = self.config
@@ -79,12 +129,13 @@ class Float64Decoder:
             queries, keys = (
                 self.norm_of_heads(x, params[name]) for x, name in ((queries, "query_norm"), (keys, "key_norm"))
             )
+        lengths = np.array([1 + positions[segments == own].max() for own in segments])
         scale = config.query_scale or 1 / math.sqrt(config.head_dim)
         total = np.zeros_like(x) + params.get("out_bias", 0)
         for head in range(config.num_heads):
             group = head * config.num_kv_heads // config.num_heads
-            query = self.rotate(queries[:, head], positions, window)
-            key, value = self.rotate(keys[:, group], positions, window), values[:, group]
+            query = self.rotate(queries[:, head], positions, lengths, window)
+            key, value = self.rotate(keys[:, group], positions, lengths, window), values[:, group]
             for s in range(len(x)):
                 first = 0 if window is None else max(0, s - window + 1)
                 seen = [t for t in range(first, s + 1) if segments[t] == segments[s]]

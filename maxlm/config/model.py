@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from maxlm.config.rope import LongRopeScaling, RopeConfig
+from maxlm.config.rope import DynamicScaling, LongRopeScaling, RopeConfig, YarnScaling
 from maxlm.config.section import Count, Integer, Real, Section
 
 
@@ -194,7 +194,12 @@ class ModelConfig(Section):
     def _check_rotation(self) -> None:
         if self.rope_dim % 2 or not self.rope_dim:
             raise ValueError(f"rope: an even number of dimensions can be rotated, found {self.rope_dim}")
-        if isinstance(scaling := self.rope.scaling, LongRopeScaling):
+        scaling = self.rope.scaling
+        if isinstance(scaling, DynamicScaling) and self.rope_dim == 2:
+            raise ValueError("rope.scaling: dynamic needs more than 2 rotated dimensions, found 2")
+        if isinstance(scaling, YarnScaling) and self.rope.theta <= 1:
+            raise ValueError(f"rope.theta must be above 1 with yarn, found {self.rope.theta}")
+        if isinstance(scaling, LongRopeScaling):
             found = len(scaling.short_factors), len(scaling.long_factors)
             if found != (self.rope_dim // 2,) * 2:
                 raise ValueError(

@@ -85,6 +85,12 @@ class LongRopeScaling(Section):
         description="Factor on rotated queries and keys; null for sqrt(1 + ln(factor) / ln(original_length)).",
     )
 
+    @model_validator(mode="after")
+    def _check(self) -> "LongRopeScaling":
+        if self.original_length == 1 and self.attention_factor is None:
+            raise ValueError("original_length must be above 1 for an attention_factor made of factor, found 1")
+        return self
+
 
 Scaling = Annotated[
     LinearScaling | DynamicScaling | Llama3Scaling | YarnScaling | LongRopeScaling, Field(discriminator="name")

@@ -42,6 +42,7 @@ class Places(NamedTuple):
     segment_ids_BS: jax.Array  # documents of a row, numbered from 1; 0 is padding
     positions_BS: jax.Array  # in the document
     prefix_BS: jax.Array | None = None  # bool, tokens of a document's bidirectional prefix
+    lengths_BS: jax.Array | None = None  # of the document, where rotations depend on it: `rotation_lengths`
 
 
 Caches = dict[str, KeyValues]  # per position of the pattern, every leaf with a leading axis over the blocks
@@ -108,7 +109,7 @@ def run_blocks(stacks: dict, x_BSD, places: Places, config: ModelConfig, options
         caches: as many blocks of `Caches`, or None.
     Returns: the rows, the extended caches, and the routers' statistics with a leading axis over the blocks.
     """
-    rope = rotations(places.positions_BS, config)
+    rope = rotations(places.positions_BS, config, places.lengths_BS)
 
     def layer(graphdef, params, x_BSD, cache):
         return nnx.merge(graphdef, params)(x_BSD, rope, places.segment_ids_BS, cache, places.prefix_BS)

@@ -23,7 +23,7 @@ from maxlm.model.attention import KeyValues
 from maxlm.model.block import WHOLE, Caches, Layer, Places, Routers, checkpointed, checkpointed_stage, run_blocks
 from maxlm.model.layers import POSITIONS, TABLE, Options, look_up, parameter, weight
 from maxlm.model.norms import stream_norm
-from maxlm.model.positions import rotations
+from maxlm.model.positions import rotation_lengths, rotations
 from maxlm.parallel.pipeline import pipeline
 from maxlm.parallel.sharding import axis_size, replicated, reshard, shard
 
@@ -92,7 +92,7 @@ class Decoder(nnx.Module):
             positions = jnp.broadcast_to(jnp.arange(tokens_BS.shape[1]), tokens_BS.shape)
         options = self.options
         x_BSD = self._embed(tokens_BS, positions)
-        places = Places(segment_ids, positions, prefix)
+        places = Places(segment_ids, positions, prefix, rotation_lengths(segment_ids, positions, self.config))
         x_BSD, caches = self._run_first(x_BSD, places, caches)
         blocks = None if caches is None else {position: caches[position] for position in self.blocks}
         x_BSD, blocks, routers = self._run_blocks(x_BSD, places, blocks)
@@ -145,7 +145,7 @@ class Decoder(nnx.Module):
 
     def _run_first(self, x_BSD, places: Places, caches: Caches | None):
         """The layers before the blocks, which every device runs on its part of the batch."""
-        rope = rotations(places.positions_BS, self.config)
+        rope = rotations(places.positions_BS, self.config, places.lengths_BS)
         for number, layer in enumerate(self.first):
             graphdef, params = nnx.split(layer)
 

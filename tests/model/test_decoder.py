@@ -13,6 +13,7 @@ from families import FAMILIES
 from flax import nnx
 from float64_decoder import Float64Decoder
 from jax.sharding import Mesh
+from scalings import LLAMA3, YARN
 from tiny import model_config
 
 from maxlm.config import SAVEABLE, MeshConfig, ModelConfig
@@ -57,6 +58,8 @@ VARIANTS = {
         "moe": {"num_experts": 4, "experts_per_token": 2, "mlp_dim": 8, "shared_experts": 1},
     },
     **FAMILIES,
+    "yarn": {"head_dim": 8, "rope": YARN | {"fraction": 0.75}},
+    "llama3": {"head_dim": 8, "rope": LLAMA3},
 }
 
 
