@@ -32,4 +32,22 @@ OLMO2 = {"num_kv_heads": 4, "rope": {"theta": 100.0}, "qk_norm": "all_heads", "n
 # Heads wider than their share of the residual stream, a window in all layers, biases of queries, keys and values.
 QWEN = {"head_dim": 8, "rope": {"theta": 100.0}, "window": 4, "qkv_bias": True, "qk_norm": True}
 
-FAMILIES = {"gpt2": GPT2, "gemma3": GEMMA3, "olmo2": OLMO2, "qwen": QWEN}
+# Latents of queries, keys and values; experts that are chosen by sigmoids with a bias, one of all tokens besides.
+DEEPSEEK = {
+    "num_layers": 3,
+    "num_kv_heads": 4,
+    "head_dim": 10,
+    "latent": {"query_rank": 12, "kv_rank": 8, "nope_head_dim": 6, "rope_head_dim": 4, "value_head_dim": 5},
+    "moe": {
+        "num_experts": 8,
+        "experts_per_token": 3,
+        "mlp_dim": 8,
+        "shared_experts": 1,
+        "scores": "sigmoid",
+        "scale": 2.5,
+        "balance": "bias",
+        "first_dense": 1,
+    },
+}
+
+FAMILIES = {"gpt2": GPT2, "gemma3": GEMMA3, "olmo2": OLMO2, "qwen": QWEN, "deepseek": DEEPSEEK}

@@ -117,6 +117,26 @@ class Float64Decoder:
 
     def attention(self, params: dict, x: np.ndarray, segments, positions, window: int | None) -> np.ndarray:
         config = self.config
+        heads = self.heads_of_latents if config.latent else self.heads
+        lengths = np.array([1 + positions[segments == own].max() for own in segments])
+        queries, keys, values = heads(params, x, positions, lengths, window)
+        scale = config.query_scale or 1 / math.sqrt(config.head_dim)
+        total = np.zeros_like(x) + params.get("out_bias", 0)
+        for head in range(config.num_heads):
+            group = head * config.num_kv_heads // config.num_heads
+            for s in range(len(x)):
+                first = 0 if window is None else max(0, s - window + 1)
+                seen = [t for t in range(first, s + 1) if segments[t] == segments[s]]
+                scores = keys[seen, group] @ queries[s, head] * scale
+                if cap := config.attention_softcap:
+                    scores = cap * np.tanh(scores / cap)
+                weights = np.exp(scores)
+                total[s] += (weights / weights.sum()) @ values[seen, group] @ params["out"][head]
+        return total
+
+    def heads(self, params: dict, x: np.ndarray, positions, lengths, window: int | None) -> tuple[np.ndarray, ...]:
+        """Queries, keys and values by token and head."""
+        config = self.config
         queries, keys, values = (
             np.stack([x @ params[name][:, head] for head in range(heads)], 1) + params.get(f"{name}_bias", 0)
             for name, heads in (
@@ -129,22 +149,32 @@ class Float64Decoder:
             queries, keys = (
                 self.norm_of_heads(x, params[name]) for x, name in ((queries, "query_norm"), (keys, "key_norm"))
             )
-        lengths = np.array([1 + positions[segments == own].max() for own in segments])
-        scale = config.query_scale or 1 / math.sqrt(config.head_dim)
-        total = np.zeros_like(x) + params.get("out_bias", 0)
-        for head in range(config.num_heads):
-            group = head * config.num_kv_heads // config.num_heads
-            query = self.rotate(queries[:, head], positions, lengths, window)
-            key, value = self.rotate(keys[:, group], positions, lengths, window), values[:, group]
-            for s in range(len(x)):
-                first = 0 if window is None else max(0, s - window + 1)
-                seen = [t for t in range(first, s + 1) if segments[t] == segments[s]]
-                scores = key[seen] @ query[s] * scale
-                if cap := self.config.attention_softcap:
-                    scores = cap * np.tanh(scores / cap)
-                weights = np.exp(scores)
-                total[s] += (weights / weights.sum()) @ value[seen] @ params["out"][head]
-        return total
+        queries, keys = (
+            np.stack(
+                [self.rotate(of_heads[:, head], positions, lengths, window) for head in range(of_heads.shape[1])], 1
+            )
+            for of_heads in (queries, keys)
+        )
+        return queries, keys, values
+
+    def heads_of_latents(self, params: dict, x, positions, lengths, window: int | None) -> tuple[np.ndarray, ...]:
+        """DeepSeek-V2, equations 37 to 47: one rotated key for all heads, behind what the latent makes of each."""
+        latent = self.config.latent
+
+        def norm(c: np.ndarray, name: str) -> np.ndarray:
+            return c / np.sqrt((c**2).mean(-1, keepdims=True) + latent.norm_eps) * params[name]["scale"]
+
+        queried = norm(x @ params["query_down"], "query_norm") if latent.query_rank else x
+        c = norm(x @ params["kv_down"], "kv_norm")
+        rotated = self.rotate(x @ params["key_rope"], positions, lengths, window)
+        queries, keys, values = [], [], []
+        for head in range(self.config.num_heads):
+            query = queried @ params["query_up" if latent.query_rank else "query"][:, head]
+            still, turning = np.split(query, [latent.nope_head_dim], -1)
+            queries.append(np.concatenate([still, self.rotate(turning, positions, lengths, window)], -1))
+            keys.append(np.concatenate([c @ params["key_up"][:, head], rotated], -1))
+            values.append(c @ params["value_up"][:, head])
+        return tuple(np.stack(of_heads, 1) for of_heads in (queries, keys, values))
 
     def norm_of_heads(self, x: np.ndarray, params: dict) -> np.ndarray:
         if self.config.qk_norm != "all_heads":

@@ -217,10 +217,10 @@ class ModelConfig(Section):
             raise ValueError(
                 f"num_kv_heads must be num_heads with latent, found {self.num_kv_heads} and {self.num_heads}"
             )
-        if self.learned_positions or self.qk_norm or self.qkv_bias or self.rope.fraction != 1:
+        if self.learned_positions or self.qk_norm or self.qkv_bias or self.out_bias or self.rope.fraction != 1:
             raise ValueError(
-                "latent: takes no learned_positions, qk_norm, qkv_bias or rope.fraction; its norms and its rotated "
-                "dimensions are its own"
+                "latent: takes no learned_positions, qk_norm, qkv_bias, out_bias or rope.fraction; its norms and its "
+                "rotated dimensions are its own"
             )
 
     def _check_experts(self) -> None:

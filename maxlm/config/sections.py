@@ -105,7 +105,7 @@ class PrecisionConfig(Section):
 
 
 # Activations that remat may keep by name; the model marks them with `checkpoint_name`.
-SAVEABLE = ("query", "key", "value", "attention", "attention_out", "mlp_gate", "mlp_up")
+SAVEABLE = ("latent", "query", "key", "value", "attention", "attention_out", "mlp_gate", "mlp_up")
 
 
 class RematConfig(Section):
@@ -113,7 +113,8 @@ class RematConfig(Section):
         "full",
         description="What the backward pass recomputes: none of a layer, all but its matrix products and attention "
         "(dots), all of it (full), all of it from inputs that wait in the hosts' memory (offload), or all but named "
-        "tensors. With none a pipeline keeps its weights once per tick.",
+        f"tensors ({', '.join(SAVEABLE)}; latent is of models with model.latent). With none a pipeline keeps its "
+        "weights once per tick.",
     )
     mlp_chunks: Count = Field(
         1,

@@ -25,18 +25,18 @@ class KeyValues(NamedTuple):
     """What decoding remembers of one layer: keys and values of the first `length` of T slots."""
 
     key_BTKE: jax.Array
-    value_BTKE: jax.Array
+    value_BTKE: jax.Array | None  # None where keys are the values
     segment_ids_BT: jax.Array  # 0 where a slot holds padding
     length: jax.Array  # int32 scalar
 
-    def append(self, k_BSKE: jax.Array, v_BSKE: jax.Array, segment_ids_BS: jax.Array) -> "KeyValues":
+    def append(self, k_BSKE: jax.Array, v_BSKE: jax.Array | None, segment_ids_BS: jax.Array) -> "KeyValues":
         def write(slots, new):
             start = (0, self.length) + (0,) * (slots.ndim - 2)
             return jax.lax.dynamic_update_slice(slots, new.astype(slots.dtype), start)
 
         return KeyValues(
             write(self.key_BTKE, k_BSKE),
-            write(self.value_BTKE, v_BSKE),
+            None if self.value_BTKE is None else write(self.value_BTKE, v_BSKE),
             write(self.segment_ids_BT, segment_ids_BS),
             self.length + k_BSKE.shape[1],
         )
@@ -58,13 +58,15 @@ class Attended:
 def attend(q_BSHE, k_BSKE, v_BSKE, segment_ids_BS, cache: KeyValues | None, how: Attended, prefix_BS=None):
     """Grouped-query attention of new queries over the cache (where given) and the new keys and values.
 
-    It is causal but for the tokens of `prefix_BS` (bool), as `visible` says; not with a cache.
+    It is causal but for the tokens of `prefix_BS` (bool), as `visible` says; not with a cache. Values may be of another
+    width than queries and keys; with a cache of keys alone they are the keys, and None here.
     Under a context axis each shard holds its part of the sequence in `sequence_order`. Returns the mixed values
-    [B, S, H, E], named "attention" for remat policies together with what else the backward pass of the
+    [B, S, H, width of v], named "attention" for remat policies together with what else the backward pass of the
     implementation needs, and the extended cache. Padding (segment 0) sees only padding, so no row of the softmax is
     empty. (cudnn alone lets padding at a row's end see the text before it; nothing reads what comes of that.)
     """
-    k_BSKE, v_BSKE = _per_shard(k_BSKE), _per_shard(v_BSKE)
+    if cache is None:
+        k_BSKE, v_BSKE = _per_shard(k_BSKE), _per_shard(v_BSKE)
     shards, name = axis_size("context"), _choose(q_BSHE, cache, how, prefix_BS is not None)
     if name == "reference":
         return _attend_by_reference(q_BSHE, k_BSKE, v_BSKE, segment_ids_BS, cache, how, prefix_BS)
@@ -105,7 +107,8 @@ def _attend_by_reference(q_BSHE, k_BSKE, v_BSKE, segment_ids_BS, cache: KeyValue
     segments_BT, prefix_BT = segment_ids_BS, prefix_BS
     if cache is not None:
         first, cache = cache.length, cache.append(k_BSKE, v_BSKE, segment_ids_BS)
-        k_BSKE, v_BSKE, segments_BT = cache.key_BTKE, cache.value_BTKE, cache.segment_ids_BT
+        k_BSKE, segments_BT = cache.key_BTKE, cache.segment_ids_BT
+        v_BSKE = k_BSKE if cache.value_BTKE is None else cache.value_BTKE
         index_S, index_T = first + jnp.arange(q_BSHE.shape[1]), jnp.arange(k_BSKE.shape[1])
     else:
         index_S = index_T = jnp.asarray(sequence_order(q_BSHE.shape[1], axis_size("context")))
@@ -137,7 +140,7 @@ def _per_shard(k_BSKE: jax.Array) -> jax.Array:
 
 
 def reference(q_BSHE, k_BTKE, v_BTKE, allowed_BST, softcap: float | None = None) -> jax.Array:
-    """softmax(q k / sqrt(E)) v with masked scores, in float32; [B, S, H, E] in the queries' type.
+    """softmax(q k / sqrt(E)) v with masked scores, in float32; [B, S, H, width of v] in the queries' type.
 
     Scores are ordered as the product gives them, S before G: any other order is a copy of the largest array.
     """
@@ -148,4 +151,4 @@ def reference(q_BSHE, k_BTKE, v_BTKE, allowed_BST, softcap: float | None = None)
     scores_BKSGT = jnp.where(allowed_BST[:, None, :, None], capped(scores_BKSGT, softcap), -1e30)
     weights_BKSGT = jax.nn.softmax(scores_BKSGT, axis=-1).astype(v_BTKE.dtype)
     mixed_BKSGE = jnp.einsum("BKSGT,BTKE->BKSGE", weights_BKSGT, v_BTKE)
-    return jnp.moveaxis(mixed_BKSGE, 1, 2).reshape(batch, length, heads, width)
+    return jnp.moveaxis(mixed_BKSGE, 1, 2).reshape(batch, length, heads, v_BTKE.shape[-1])

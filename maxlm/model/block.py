@@ -9,6 +9,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from maxlm.config import ModelConfig
 from maxlm.model.attention import KeyValues
+from maxlm.model.latent import LatentAttention
 from maxlm.model.layers import MLP, Attention, Options, RematPolicy, is_matrix
 from maxlm.model.moe import MoE, RouterStats
 from maxlm.model.norms import Norm, stream_norm
@@ -60,7 +61,8 @@ class Layer(nnx.Module):
         before, after = config.norm_place != "after", config.norm_place != "before"
         self.attention_norm = stream_norm(config, dtype) if before else None
         self.attention_out_norm = stream_norm(config, dtype) if after else None
-        self.attention = Attention(config, config.window_of(number), out_std, attention, options)
+        attend = Attention if config.latent is None else LatentAttention
+        self.attention = attend(config, config.window_of(number), out_std, attention, options)
         self.mlp_norm = stream_norm(config, dtype) if before else None
         self.mlp_out_norm = stream_norm(config, dtype) if after else None
         self.routed = config.has_experts(number)

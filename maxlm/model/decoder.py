@@ -122,8 +122,13 @@ class Decoder(nnx.Module):
 
         def empty(*stack: int) -> KeyValues:
             # Arrays of their own: callers donate them.
-            kv_shape = (*stack, batch, slots, config.num_kv_heads, config.head_dim)
-            key, value = jnp.zeros(kv_shape, self.options.dtype), jnp.zeros(kv_shape, self.options.dtype)
+            def zeros(heads: int, width: int) -> jax.Array:
+                return jnp.zeros((*stack, batch, slots, heads, width), self.options.dtype)
+
+            if (latent := config.latent) is not None:
+                key, value = zeros(1, latent.kv_rank + latent.rope_head_dim), None
+            else:
+                key, value = (zeros(config.num_kv_heads, config.head_dim) for _ in range(2))
             return KeyValues(key, value, jnp.zeros((*stack, batch, slots), jnp.int32), jnp.zeros(stack, jnp.int32))
 
         first = {f"first{number}": empty() for number in range(config.first_layers)}

@@ -23,8 +23,8 @@ from maxlm.parallel.sharding import all_gather, manual, replicated, reshard, sha
 TABLE = ("vocab", "table_embed")  # logical axes of the embedding table
 POSITIONS = ("positions", "table_embed")  # and of the table of learned positions
 
-# Logical axes of the residual stream's width in matrices.
-WIDTHS = frozenset({"embed", "expert_embed", "table_embed"})
+# Logical axes in matrices of the residual stream's width, and of a latent's that they widen.
+WIDTHS = frozenset({"embed", "expert_embed", "table_embed", "query_rank", "kv_rank"})
 
 ACTIVATIONS = {
     "silu": jax.nn.silu,
@@ -105,6 +105,19 @@ def look_up(table_VD: jax.Array, axes: tuple[str | None, ...], tokens_BS: jax.Ar
     return jnp.sum(parts, axis=0)
 
 
+def attended(config: ModelConfig, window: int | None, options: Options) -> Attended:
+    """How a layer with this window attends."""
+    return Attended(
+        window=window,
+        softcap=config.attention_softcap,
+        kernel=options.attention,
+        platform=options.platform,
+        device_kind=options.device_kind,
+        documents=options.documents,
+        context=options.parallel.context,
+    )
+
+
 class Attention(nnx.Module):
     """Grouped-query attention, causal but within prefixes."""
 
@@ -124,15 +137,7 @@ class Attention(nnx.Module):
         self.key_norm = heads_norm(config, kv_heads, "kv_heads", dtype)
         # `attend` divides scores by the root of the width.
         self.query_factor = None if config.query_scale is None else config.query_scale * width**0.5
-        self.attended = Attended(
-            window=window,
-            softcap=config.attention_softcap,
-            kernel=options.attention,
-            platform=options.platform,
-            device_kind=options.device_kind,
-            documents=options.documents,
-            context=options.parallel.context,
-        )
+        self.attended = attended(config, window, options)
 
     def __call__(self, x_BSD, rope: Rotations, segment_ids_BS, cache: KeyValues | None, prefix_BS=None):
         dtype, tables = x_BSD.dtype, rope.of(self.attended.window)

@@ -49,10 +49,10 @@ def ring_attention(
     """Grouped-query attention, to be called where the mesh axis `axis` is manual; returns [B, S, H, E].
 
     The arguments are this device's shards, S positions, of sequences in `sequence_order`; without an axis they are
-    whole. Equals `reference` under the mask of `visible` over the sequence's own order: causal, but for the tokens
-    that `prefix_BS` (bool) marks. Scores, statistics of the softmax and all sums are
-    float32. The result is named "attention" for remat policies. For speed, half of S should have a divisor near, not
-    above, BLOCK.
+    whole. Values may be wider or narrower than keys, and the result is as wide as they are. Equals `reference` under
+    the mask of `visible` over the sequence's own order: causal, but for the tokens that `prefix_BS` (bool) marks.
+    Scores, statistics of the softmax and all sums are float32. The result is named "attention" for remat policies. For
+    speed, half of S should have a divisor near, not above, BLOCK.
     """
     return _forward(q_BSHE, k_BSKE, v_BSKE, segment_ids_BS, prefix_BS, window, softcap, axis)[0]
 
@@ -62,11 +62,12 @@ def _forward(q_BSHE, k_BSKE, v_BSKE, segment_ids_BS, prefix_BS, window: int | No
     queries, shard = _queries(q_BSHE, tokens_BS, kv_heads, axis), _keys(k_BSKE, v_BSKE, tokens_BS)
     q_NBKRE = queries[0]
     start_NBKR = jnp.full(q_NBKRE.shape[:-1], START, jnp.float32)
-    start = (start_NBKR, jnp.zeros_like(start_NBKR), jnp.zeros(q_NBKRE.shape, jnp.float32))
+    start_NBKRE = jnp.zeros((*start_NBKR.shape, v_BSKE.shape[-1]), jnp.float32)
+    start = (start_NBKR, jnp.zeros_like(start_NBKR), start_NBKRE)
     tile = functools.partial(_tile_forward, window=window, softcap=softcap)
     (max_NBKR, sum_NBKR, mixed_NBKRE), _ = _around(tile, queries, shard, start, (), window, axis)
     # Every query sees at least itself: no sum is 0.
-    out_BSHE = _from_blocks(mixed_NBKRE / sum_NBKR[..., None], q_BSHE.shape).astype(q_BSHE.dtype)
+    out_BSHE = _from_blocks(mixed_NBKRE / sum_NBKR[..., None], q_BSHE.shape[:3]).astype(q_BSHE.dtype)
     # Named here: a remat policy that saves the result alone would go round the ring again for the log-sum-exp.
     out_BSHE = checkpoint_name(out_BSHE, "attention")
     lse_NBKR = checkpoint_name(max_NBKR + jnp.log(sum_NBKR), "attention")
@@ -81,11 +82,11 @@ def _backward(window: int | None, softcap: float | None, axis: str | None, resid
     dot_BSH1 = jnp.sum(d_out_BSHE.astype(jnp.float32) * out_BSHE.astype(jnp.float32), -1, keepdims=True)
     dot_NBKR = _to_blocks(dot_BSH1, kv_heads)[..., 0]
     queries += (_to_blocks(d_out_BSHE, kv_heads), lse_NBKR, dot_NBKR)
-    zeros_q, zeros_k = jnp.zeros(queries[0].shape, jnp.float32), jnp.zeros(shard[0].shape, jnp.float32)
+    zeros_q, zeros_k, zeros_v = (jnp.zeros(x.shape, jnp.float32) for x in (queries[0], *shard[:2]))
     tile = functools.partial(_tile_backward, window=window, softcap=softcap)
-    dq, (dk, dv) = _around(tile, queries, shard, zeros_q, (zeros_k, zeros_k), window, axis)
-    dq_BSHE = _from_blocks(dq, q_BSHE.shape) * q_BSHE.shape[-1] ** -0.5
-    dk_BSKE, dv_BSKE = _from_blocks(dk, k_BSKE.shape), _from_blocks(dv, v_BSKE.shape)
+    dq, (dk, dv) = _around(tile, queries, shard, zeros_q, (zeros_k, zeros_v), window, axis)
+    dq_BSHE = _from_blocks(dq, q_BSHE.shape[:3]) * q_BSHE.shape[-1] ** -0.5
+    dk_BSKE, dv_BSKE = _from_blocks(dk, k_BSKE.shape[:3]), _from_blocks(dv, v_BSKE.shape[:3])
     return dq_BSHE.astype(q_BSHE.dtype), dk_BSKE.astype(k_BSKE.dtype), dv_BSKE.astype(v_BSKE.dtype), None, None
 
 
@@ -324,7 +325,7 @@ def _to_blocks(x_BSHE, kv_heads: int) -> jax.Array:
 
 
 def _from_blocks(x_NBKRE, shape: tuple[int, ...]) -> jax.Array:
-    """The inverse: [N, B, K, R, E] -> `shape`, [B, S, H, E]."""
+    """The inverse: [N, B, K, R, E] -> [B, S, H, E], of which `shape` has the first three sizes."""
     blocks, batch, kv_heads, _, width = x_NBKRE.shape
     x = x_NBKRE.reshape(blocks, batch, kv_heads, -1, shape[2] // kv_heads, width)
-    return jnp.transpose(x, (1, 0, 3, 2, 4, 5)).reshape(shape)
+    return jnp.transpose(x, (1, 0, 3, 2, 4, 5)).reshape(*shape, width)

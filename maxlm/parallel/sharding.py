@@ -31,6 +31,9 @@ RULES: dict[str, tuple[str, ...]] = {
     "heads": ("tensor",),
     "kv_heads": ("tensor",),
     "head_dim": (),
+    "query_rank": SHARDERS,  # width of a latent, where a matrix widens it
+    "kv_rank": SHARDERS,
+    "latent": (),  # and where a matrix makes it
     "mlp": ("tensor",),
     "norm": (),  # scales and biases of the residual stream's width, or of a head's
     "experts": ("expert",),
@@ -41,7 +44,7 @@ RULES: dict[str, tuple[str, ...]] = {
 }
 
 # Axes of parameters that are gathered where they are used; parallel.zero = 1 does not split them in the first place.
-GATHERED = frozenset({"table_embed", "embed", "expert_embed"})
+GATHERED = frozenset({"table_embed", "embed", "expert_embed", "query_rank", "kv_rank"})
 
 # The configuration key that sets the length of a logical axis, for error messages.
 CONFIG_KEYS = {
@@ -51,6 +54,8 @@ CONFIG_KEYS = {
     "expert_embed": "model.embed_dim",
     "heads": "model.num_heads",
     "kv_heads": "model.num_kv_heads",
+    "query_rank": "model.latent.query_rank",
+    "kv_rank": "model.latent.kv_rank",
     "mlp": "model.mlp_dim",
     "experts": "model.moe.num_experts",
     "layers": "model.num_layers",

@@ -60,6 +60,13 @@ VARIANTS = {
     **FAMILIES,
     "yarn": {"head_dim": 8, "rope": YARN | {"fraction": 0.75}},
     "llama3": {"head_dim": 8, "rope": LLAMA3},
+    "latents of keys alone": {
+        "num_kv_heads": 4,
+        "head_dim": 6,
+        "latent": {"kv_rank": 6, "nope_head_dim": 2, "rope_head_dim": 4, "value_head_dim": 8},
+        "window": (3, None),
+        "query_scale": 0.3,
+    },
 }
 
 
@@ -210,7 +217,7 @@ def test_remat_policies_keep_what_they_say() -> None:
     none, dots, full = (residual_bytes(config, policy) for policy in ("none", "dots", "full"))
     assert none > dots > full
     widths = {"query": 16, "key": 8, "value": 8, "attention": 16, "attention_out": 16, "mlp_gate": 32, "mlp_up": 32}
-    assert set(widths) == set(SAVEABLE)
+    assert {*widths, "latent"} == set(SAVEABLE)
     for name, width in widths.items():
         # float32 activations of 4 x 32 positions in 2 layers.
         assert residual_bytes(config, (name,)) - full == 4 * 2 * 4 * 32 * width, name
