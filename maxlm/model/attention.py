@@ -67,7 +67,7 @@ def attend(q_BSHE, k_BSKE, v_BSKE, segment_ids_BS, cache: KeyValues | None, how:
     """
     if cache is None:
         k_BSKE, v_BSKE = _per_shard(k_BSKE), _per_shard(v_BSKE)
-    shards, name = axis_size("context"), _choose(q_BSHE, cache, how, prefix_BS is not None)
+    shards, name = axis_size("context"), _choose(q_BSHE, v_BSKE, cache, how, prefix_BS is not None)
     if name == "reference":
         return _attend_by_reference(q_BSHE, k_BSKE, v_BSKE, segment_ids_BS, cache, how, prefix_BS)
     if name == "splash":
@@ -85,12 +85,13 @@ def attend(q_BSHE, k_BSKE, v_BSKE, segment_ids_BS, cache: KeyValues | None, how:
     return manual(own, axes, queries)(q_BSHE, k_BSKE, v_BSKE, *about_tokens), cache
 
 
-def _choose(q_BSHE, cache: KeyValues | None, how: Attended, prefix: bool) -> str:
+def _choose(q_BSHE, v_BSKE, cache: KeyValues | None, how: Attended, prefix: bool) -> str:
     asked = kernels.Asked(
         platform=how.platform,
         seq_len=q_BSHE.shape[1],
         num_heads=q_BSHE.shape[2],
         head_dim=q_BSHE.shape[3],
+        value_dim=None if v_BSKE is None else v_BSKE.shape[3],
         dtype=q_BSHE.dtype.name,
         documents=how.documents,
         window=how.window is not None,

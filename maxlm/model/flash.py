@@ -81,7 +81,7 @@ def flash_attention(
     softcap: float | None = None,
     interpret: bool = False,
 ) -> jax.Array:
-    """softmax(q k / sqrt(E)) v over the visible keys on one device; [B, S, H, E] in the queries' type.
+    """softmax(q k / sqrt(E)) v over the visible keys on one device; [B, S, H, width of v] in the queries' type.
 
     A query sees its own document up to itself, and of that the last `window` positions. The tokens of a document stand
     together, as packing places them: a segment id that comes again after another is another document. Padding (segment
@@ -105,10 +105,10 @@ def _forward(q_BSHE, k_BSKE, v_BSKE, segment_ids_BS, window: int | None, softcap
         interpret,
         by_queries=True,
         inputs={"queries": [queries], "keys": [keys, values], "positions": [first_BS]},
-        outputs={"queries": [queries.dtype], "statistics": [jnp.float32]},
+        outputs={"queries": [values.shape[3]], "statistics": [None]},
     )
     # Named here: a remat policy that saves the result alone would run the kernel again for the log-sum-exp.
-    out_BSHE = checkpoint_name(out[:, : q_BSHE.shape[1], :, : q_BSHE.shape[3]], "attention")
+    out_BSHE = checkpoint_name(out[:, : q_BSHE.shape[1], :, : v_BSKE.shape[3]], "attention")
     return out_BSHE, (q_BSHE, k_BSKE, v_BSKE, segment_ids_BS, out_BSHE, checkpoint_name(lse_BHS, "attention"))
 
 
@@ -126,17 +126,17 @@ def _backward(window: int | None, softcap: float | None, interpret: bool, residu
         tiles.keys_gradient,
         by_queries=False,
         inputs=inputs | {"positions": [first_BS, last_BS]},
-        outputs={"keys": [keys.dtype, values.dtype]},
+        outputs={"keys": [keys.shape[3], values.shape[3]]},
     )
     (dq,) = gradients(
         _queries_gradient_kernel,
         tiles.queries_gradient,
         by_queries=True,
         inputs=inputs | {"positions": [first_BS]},
-        outputs={"queries": [queries.dtype]},
+        outputs={"queries": [queries.shape[3]]},
     )
-    length, width = q_BSHE.shape[1], q_BSHE.shape[3]
-    return dq[:, :length, :, :width], dk[:, :length, :, :width], dv[:, :length, :, :width], None
+    length, width, of_values = q_BSHE.shape[1], q_BSHE.shape[3], v_BSKE.shape[3]
+    return dq[:, :length, :, :width], dk[:, :length, :, :width], dv[:, :length, :, :of_values], None
 
 
 flash_attention.defvjp(_forward, _backward)
@@ -144,16 +144,19 @@ flash_attention.defvjp(_forward, _backward)
 
 def _prepared(*arrays, softcap: float | None):
     """The arrays [B, S, heads, E] padded to whole tiles, the tiles, and how scores are made."""
-    length, width = arrays[0].shape[1], arrays[0].shape[3]
-    padded_width = max(pl.next_power_of_2(width), 16)
-    row = padded_width * arrays[0].dtype.itemsize
-    fitting = [size for size in TILES if size >= row]
+    length, widest = arrays[0].shape[1], max(x.shape[3] for x in arrays)
+    fitting = [size for size in TILES if size >= _padded_width(widest) * arrays[0].dtype.itemsize]
     if not fitting:
-        raise ValueError(f"a head of {width} numbers of {arrays[0].dtype} exceeds the tiles of this kernel")
+        raise ValueError(f"a head of {widest} numbers of {arrays[0].dtype} exceeds the tiles of this kernel")
     tiles = TILES[min(fitting)]
     unit = max(max(tile.queries, tile.keys) for tile in tiles)
-    sizes = {1: pl.cdiv(length, unit) * unit, 3: padded_width}
-    return [_padded(x, sizes) for x in arrays], tiles, Scoring(width**-0.5, softcap)
+    length = pl.cdiv(length, unit) * unit
+    padded = [_padded(x, {1: length, 3: _padded_width(x.shape[3])}) for x in arrays]
+    return padded, tiles, Scoring(arrays[0].shape[3] ** -0.5, softcap)
+
+
+def _padded_width(width: int) -> int:
+    return max(pl.next_power_of_2(width), 16)
 
 
 def _padded(x, sizes: dict[int, int]):
@@ -179,37 +182,52 @@ def _ranges(segment_ids_BS, length: int, window: int | None):
 def _call(kernel, tile: Tile, scoring: Scoring, interpret: bool, *, by_queries: bool, inputs: dict, outputs: dict):
     """Run a kernel on every block of queries, or of keys, of every head and row of the batch.
 
-    Inputs and outputs are lists by kind: queries [B, S, H, E], keys [B, S, K, E], statistics [B, H, S], positions
-    [B, S]. The kernel sees one block of what it runs over, and the whole sequence of the rest.
+    Inputs are lists by kind: queries [B, S, H, E], keys [B, S, K, E], statistics [B, H, S], positions [B, S]; outputs
+    likewise, by their width E. Keys and values, and what goes with them, may differ in it. The kernel sees one block of
+    what it runs over, and the whole sequence of the rest.
     """
-    batch, length, heads, width = inputs["queries"][0].shape
-    kv_heads = inputs["keys"][0].shape[2]
+    queries, keys = inputs["queries"][0], inputs["keys"][0]
+    batch, length, heads, _ = queries.shape
+    kv_heads = keys.shape[2]
     group = heads // kv_heads
     if by_queries:
         # Late blocks see the most keys: they start first, so that none is left over at the end.
         blocks, block = length // tile.queries, tile.queries
         specs = {
-            "queries": pl.BlockSpec((None, block, None, width), lambda i, h, b: (b, blocks - 1 - i, h, 0)),
-            "keys": pl.BlockSpec((None, length, None, width), lambda i, h, b: (b, 0, h // group, 0)),
-            "statistics": pl.BlockSpec((None, None, block), lambda i, h, b: (b, h, blocks - 1 - i)),
-            "positions": pl.BlockSpec((None, block), lambda i, h, b: (b, blocks - 1 - i)),
+            "queries": ((None, block, None), lambda i, h, b: (b, blocks - 1 - i, h, 0)),
+            "keys": ((None, length, None), lambda i, h, b: (b, 0, h // group, 0)),
+            "statistics": ((None, None, block), lambda i, h, b: (b, h, blocks - 1 - i)),
+            "positions": ((None, block), lambda i, h, b: (b, blocks - 1 - i)),
         }
     else:
         blocks, block = length // tile.keys, tile.keys
         specs = {
-            "queries": pl.BlockSpec((None, length, group, width), lambda i, h, b: (b, 0, h, 0)),
-            "keys": pl.BlockSpec((None, block, None, width), lambda i, h, b: (b, i, h, 0)),
-            "statistics": pl.BlockSpec((None, group, length), lambda i, h, b: (b, h, 0)),
-            "positions": pl.BlockSpec((None, length), lambda i, h, b: (b, 0)),
+            "queries": ((None, length, group), lambda i, h, b: (b, 0, h, 0)),
+            "keys": ((None, block, None), lambda i, h, b: (b, i, h, 0)),
+            "statistics": ((None, group, length), lambda i, h, b: (b, h, 0)),
+            "positions": ((None, length), lambda i, h, b: (b, 0)),
         }
-    shapes = {"queries": (batch, length, heads, width), "keys": (batch, length, kv_heads, width)}
-    shapes["statistics"] = (batch, heads, length)
+    shapes = {
+        "queries": (batch, length, heads),
+        "keys": (batch, length, kv_heads),
+        "statistics": (batch, heads, length),
+    }
+
+    def spec(kind: str, width: int | None) -> pl.BlockSpec:
+        block, index = specs[kind]
+        return pl.BlockSpec(block if width is None else (*block, width), index)
+
+    def result(kind: str, width: int | None) -> jax.ShapeDtypeStruct:
+        shape, dtype = (shapes[kind], jnp.float32) if width is None else ((*shapes[kind], width), queries.dtype)
+        return jax.ShapeDtypeStruct(shape, dtype)
+
+    results = [(kind, width) for kind, widths in outputs.items() for width in widths]
     return pl.pallas_call(
         functools.partial(kernel, tile=tile, scoring=scoring),
         grid=(blocks, heads if by_queries else kv_heads, batch),
-        in_specs=[specs[kind] for kind, arrays in inputs.items() for _ in arrays],
-        out_specs=[specs[kind] for kind, dtypes in outputs.items() for _ in dtypes],
-        out_shape=[jax.ShapeDtypeStruct(shapes[kind], dtype) for kind, dtypes in outputs.items() for dtype in dtypes],
+        in_specs=[spec(kind, x.shape[3] if x.ndim == 4 else None) for kind, arrays in inputs.items() for x in arrays],
+        out_specs=[spec(*each) for each in results],
+        out_shape=[result(*each) for each in results],
         compiler_params=triton.CompilerParams(num_warps=tile.warps, num_stages=tile.stages),
         interpret=interpret,
         name="flash" + kernel.__name__.removesuffix("_kernel"),
@@ -236,7 +254,7 @@ def _forward_kernel(q_ref, k_ref, v_ref, first_ref, out_ref, lse_ref, *, tile: T
         return new_R, sum_R * rescale_R + jnp.sum(weights_RT, axis=1), mixed_RE
 
     zeros_R = jnp.zeros(tile.queries, jnp.float32)
-    carry = zeros_R + START, zeros_R, jnp.zeros(q_RE.shape, jnp.float32)
+    carry = zeros_R + START, zeros_R, jnp.zeros(out_ref.shape, jnp.float32)
     max_R, sum_R, mixed_RE = _visit_keys(visit, start, first_ref, tile, carry)
     out_ref[...] = (mixed_RE / sum_R[:, None]).astype(out_ref.dtype)
     lse_ref[...] = max_R * scoring.unit + jnp.log2(sum_R)
@@ -302,8 +320,8 @@ def _keys_gradient_kernel(
         jnp.maximum(seen_whole, jax.lax.div(last_of_first + 1, size)),
         jax.lax.div(last_of_all, size) + 1,
     )
-    zeros_TE = jnp.zeros(k_TE.shape, jnp.float32)
-    dk_TE, dv_TE = _visit(visit, [end * group for end in ends], (zeros_TE, zeros_TE))
+    zeros = tuple(jnp.zeros(x.shape, jnp.float32) for x in (k_TE, v_TE))
+    dk_TE, dv_TE = _visit(visit, [end * group for end in ends], zeros)
     dk_ref[...] = (dk_TE * scoring.scale).astype(dk_ref.dtype)
     dv_ref[...] = dv_TE.astype(dv_ref.dtype)
 

@@ -24,6 +24,7 @@ class Capability:
     prefix: bool  # tokens of a document's prefix that see each other in both directions
     cache: bool  # new tokens that see those of a cache (decoding)
     context: tuple[str, ...]  # what it can do about a sequence that is split: parallel.context
+    values: bool = True  # values of another width than keys
     chunk: int = 1  # the sequence (under a context axis each of its 2 x shards chunks) is a multiple of so many tokens
     max_head_dim: int | None = None
     head_dim_multiple: int = 1
@@ -35,13 +36,17 @@ CAPABILITIES = {
     "reference": Capability(EVERYWHERE, True, True, True, True, True, ("all_gather",)),
     # Plain XLA in tiles with a backward pass that recomputes them (ring.py, a ring of one where nothing is split).
     "blocked": Capability(EVERYWHERE, True, True, True, True, False, ("ring",)),
-    # Pallas for TPU (splash.py). Its tiles are made of 128 lanes.
+    # Pallas for TPU (splash.py). Its tiles are made of 128 lanes of tokens; the compiler pads the widths of heads.
     "splash": Capability(TPU, True, True, True, False, False, ("all_gather",), chunk=128),
     # Pallas for GPU (flash.py); it pads what does not fill its tiles.
     "flash": Capability(GPU, True, True, True, False, False, (), max_head_dim=256),
     # XLA's call of cuDNN, which knows no documents; padding at a row's end is hidden by causality alone.
     "cudnn": Capability(
-        GPU, False, True, False, False, False, (), max_head_dim=128, head_dim_multiple=8, dtypes=("bfloat16", "float16")
+        *(GPU, False, True, False, False, False, ()),
+        values=False,
+        max_head_dim=128,
+        head_dim_multiple=8,
+        dtypes=("bfloat16", "float16"),
     ),
 }
 
@@ -66,6 +71,7 @@ class Asked:
     softcap: bool
     prefix: bool = False
     cache: bool = False
+    value_dim: int | None = None  # None where values are as wide as keys
     context: str = "all_gather"
     shards: int = 1  # of the sequence
 
@@ -109,10 +115,11 @@ def refusal(name: str, asked: Asked) -> str | None:
         return f"{expected}, found {asked.context} over mesh.context = {asked.shards}"
     if asked.seq_len % unit:
         return f"expects a multiple of {unit} tokens, found {asked.seq_len}"
-    if asked.head_dim % able.head_dim_multiple or asked.head_dim > (able.max_head_dim or asked.head_dim):
-        return (
-            f"expects heads of a multiple of {able.head_dim_multiple} up to {able.max_head_dim}, found {asked.head_dim}"
-        )
+    widths = asked.head_dim, asked.value_dim or asked.head_dim
+    if widths[0] != widths[1] and not able.values:
+        return f"expects values as wide as keys, found {widths[1]} and {widths[0]}"
+    if any(width % able.head_dim_multiple for width in widths) or max(widths) > (able.max_head_dim or max(widths)):
+        return f"expects heads of a multiple of {able.head_dim_multiple} up to {able.max_head_dim}, found {max(widths)}"
     if able.dtypes and asked.dtype not in able.dtypes:
         return f"computes in {' or '.join(able.dtypes)}, found {asked.dtype}"
     return None
@@ -138,6 +145,7 @@ def chosen(config: Config, mesh_shape: dict[str, int], platform: str, dtype: str
         seq_len=config.data.seq_len,
         num_heads=model.num_heads,
         head_dim=model.head_dim,
+        value_dim=model.value_dim,
         dtype=dtype,
         documents=config.data.mask_documents,
         window=any(window is not None for window in model.window_pattern),

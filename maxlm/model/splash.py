@@ -31,7 +31,8 @@ def splash_attention(
     blocks: Blocks,
     interpret: bool = False,
 ) -> jax.Array:
-    """Causal grouped-query attention [B, S, H, E] of whole arrays, each device computing its rows, heads and queries.
+    """Causal grouped-query attention [B, S, H, width of v] of whole arrays, each device computing its rows, heads and
+    queries.
 
     Under a context axis the sequence is in `sequence_order`, and every device gathers keys and values. S, and then each
     chunk of `sequence_order`, is a multiple of 128. The result is named "attention" for remat policies, and so is the

@@ -53,10 +53,10 @@ def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(flash, "TILES", {128: Tiles(Tile(64, 64, 4, 1), Tile(64, 64, 4, 1), Tile(64, 64, 4, 1))})
 
 
-def draw(heads: int, kv_heads: int, length: int = LENGTH, rows: int = 1) -> tuple[jax.Array, ...]:
+def draw(heads: int, kv_heads: int, length: int = LENGTH, rows: int = 1, values: int = WIDTH) -> tuple[jax.Array, ...]:
     """Queries, keys, values, and the gradient of the result."""
-    random, counts = np.random.default_rng(0), (heads, kv_heads, kv_heads, heads)
-    return tuple(jnp.asarray(random.normal(size=(rows, length, count, WIDTH)), jnp.float32) for count in counts)
+    random, forms = np.random.default_rng(0), ((heads, WIDTH), (kv_heads, WIDTH), (kv_heads, values), (heads, values))
+    return tuple(jnp.asarray(random.normal(size=(rows, length, *form)), jnp.float32) for form in forms)
 
 
 def with_gradients(attend, arrays) -> list[np.ndarray]:
@@ -182,13 +182,24 @@ def test_saved_attention_is_not_computed_again(policy, runs: int) -> None:
     assert forward_kernels(policy) == runs
 
 
+@pytest.mark.parametrize("values", [8, 24])
+@pytest.mark.parametrize("name", TILED)
+def test_values_may_be_narrower_or_wider_than_keys(name: str, values: int) -> None:
+    arrays = draw(4, 2, values=values)
+    found, wanted = (run(each, arrays, SEGMENTS, 90, 1.5) for each in (name, "reference"))
+    assert found[0].shape == (1, LENGTH, 4, values)
+    close(found, wanted, atol=1e-5)
+
+
 # A run of Llama 3 8B on packed documents.
 TPU = Asked("tpu", 8192, 32, 128, "bfloat16", documents=True, window=False, softcap=False)
 GPU, CPU = replace(TPU, platform="gpu"), replace(TPU, platform="cpu", dtype="float32")
+LATENT = {"head_dim": 192, "value_dim": 128}  # DeepSeek's
 CHOICES = {
     "tpu": (TPU, "splash"),
     "tpu, windows and soft cap": (replace(TPU, window=True, softcap=True), "splash"),
     "tpu, any length": (replace(TPU, seq_len=1000), "blocked"),
+    "tpu, narrow values": (replace(TPU, **LATENT), "splash"),
     "tpu, keys gathered": (replace(TPU, shards=4), "splash"),
     "tpu, ring": (replace(TPU, shards=4, context="ring"), "blocked"),
     "tpu, decoding": (replace(TPU, seq_len=1, cache=True), "reference"),
@@ -196,6 +207,9 @@ CHOICES = {
     "gpu, documents joined": (replace(GPU, documents=False, window=True), "cudnn"),
     "gpu, documents joined, soft cap": (replace(GPU, documents=False, softcap=True), "flash"),
     "gpu, documents joined, float32": (replace(GPU, documents=False, dtype="float32"), "flash"),
+    "gpu, narrow values": (replace(GPU, **LATENT), "flash"),
+    "gpu, documents joined, narrow values": (replace(GPU, documents=False, head_dim=128, value_dim=64), "flash"),
+    "gpu, wide values": (replace(GPU, value_dim=320), "blocked"),
     "gpu, wide heads": (replace(GPU, head_dim=320), "blocked"),
     "gpu, ring": (replace(GPU, shards=2, context="ring"), "blocked"),
     "cpu, short": (replace(CPU, seq_len=128), "reference"),
@@ -232,6 +246,10 @@ REFUSED = {
     "cudnn expects heads of a multiple of 8 up to 128, found 192": (
         "cudnn",
         replace(GPU, documents=False, head_dim=192),
+    ),
+    "cudnn expects values as wide as keys, found 64 and 128": (
+        "cudnn",
+        replace(GPU, documents=False, head_dim=128, value_dim=64),
     ),
     "flash does not read a cache": ("flash", replace(GPU, cache=True)),
     "auto finds no implementation .*reference needs too much memory.*; set parallel.context to ring$": (
