@@ -144,6 +144,13 @@ class ModelConfig(Section):
         return self.latent.value_head_dim if self.latent else self.head_dim
 
     @property
+    def latent_width(self) -> int:
+        """Numbers that `latent` makes of a token before there are heads: latents, and the rotated part of a key."""
+        if self.latent is None:
+            return 0
+        return (self.latent.query_rank or 0) + self.latent.kv_rank + self.latent.rope_head_dim
+
+    @property
     def rope_dim(self) -> int:
         """Dimensions of a head that are rotated: its last ones with `latent`, otherwise its first ones."""
         return self.latent.rope_head_dim if self.latent else int(self.head_dim * self.rope.fraction)

@@ -55,14 +55,14 @@ def flops_per_token(config: ModelConfig, seq_len: int) -> float:
 def forward_flops_per_token(config: ModelConfig, seq_len: int) -> dict[str, float]:
     """FLOPs of the forward pass per token, by part.
 
-    `matrices`: 2 per matmul parameter. `attention`: 4 * heads * head_dim per layer (scores and mixing) for each key
-    that a query sees on average: (seq_len + 1) / 2 of them under a causal mask, which is counted once, fewer within a
-    window; document masks are not deducted.
+    `matrices`: 2 per matmul parameter. `attention`: 2 * heads * (head_dim + value_dim) per layer (scores and mixing)
+    for each key that a query sees on average: (seq_len + 1) / 2 of them under a causal mask, which is counted once,
+    fewer within a window; document masks are not deducted.
     """
     keys = sum(mean_keys(seq_len, config.window_of(layer)) for layer in range(config.num_layers))
     return {
         "matrices": 2.0 * matmul_parameter_count(config),
-        "attention": 4.0 * config.num_heads * config.head_dim * keys,
+        "attention": 2.0 * config.num_heads * (config.head_dim + config.value_dim) * keys,
     }
 
 

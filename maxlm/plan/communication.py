@@ -210,7 +210,8 @@ def _keys_and_values(plan: Layout, worst: bool) -> Counter:
     if context == 1:
         return Counter()
     model = config.model
-    both = 2 * plan.rows_of_stage * max(1, model.num_kv_heads / plan.shape["tensor"]) * model.head_dim
+    heads = max(1, model.num_kv_heads / plan.shape["tensor"])
+    both = plan.rows_of_stage * heads * (model.head_dim + model.value_dim)
     if config.parallel.context == "ring":
         moved = (context - 1) * (plan.forward_passes + 1) * plan.width + context * 4
     else:

@@ -22,17 +22,19 @@ from maxlm.parallel.hlo import Computation, Instruction
 from maxlm.parallel.walk import Found, walk
 
 _DECLARED = re.compile(r'"cost_estimate":\{"flops":"?(\d+)')
-# Attention kernels by name, with the products of queries' size that they compute: scores and values forward; backward
-# the scores again and the gradients of probabilities, queries, keys and values, some twice where kernels are apart.
+# Attention kernels by name, with the products that they compute which are as wide as keys, and as values, and the place
+# of the values among the operands that are numbers per head, queries first: scores and mixing forward; backward the
+# scores again and the gradients of probabilities, queries, keys and values, some twice where kernels are apart. cuDNN
+# knows one width.
 _ATTENTION = {
-    r"splash_m[hq]a_fwd": 2,
-    r"splash_m[hq]a_dq": 3,
-    r"splash_m[hq]a_dkv": 4,
-    r"flash_forward": 2,
-    r"flash_queries_gradient": 3,
-    r"flash_keys_gradient": 4,
-    r"__cudnn\$fmha\w*Backward": 5,
-    r"__cudnn\$fmha": 2,
+    r"splash_m[hq]a_fwd": (1, 1, 2),
+    r"splash_m[hq]a_dq": (2, 1, 2),
+    r"splash_m[hq]a_dkv": (2, 2, 2),
+    r"flash_forward": (1, 1, 2),
+    r"flash_queries_gradient": (2, 1, 3),
+    r"flash_keys_gradient": (2, 2, 3),
+    r"__cudnn\$fmha\w*Backward": (3, 2, 0),
+    r"__cudnn\$fmha": (1, 1, 0),
 }
 # Kernels over the rows of a buffer that experts fill in part; they skip the tiles that are empty.
 _GROUPED = re.compile(r"\bt?gmm\b")
@@ -161,9 +163,12 @@ def _kernel(instruction: Instruction, shapes: list[str], where: str, workload: W
     found = re.search(r'custom_call_target="([^"]*)"', instruction.attributes)
     target = found[1] if found else ""
     name = f"{target} {instruction.name} {where}"
-    for pattern, count in _ATTENTION.items():
+    for pattern, (of_keys, of_values, place) in _ATTENTION.items():
         if re.search(pattern, name):
-            flops = 2.0 * count * math.prod(_queries(shapes)) * workload.keys
+            operands = _numbers_of_heads(shapes)
+            *rows, width = operands[0]
+            widths = of_keys * width + of_values * operands[place][-1]
+            flops = 2.0 * math.prod(rows) * widths * workload.keys
             return [Product(kind="attention", flops=flops, where=where)]
     if target.startswith("__cublas$"):
         return [Product(kind="dot", flops=_gemm_flops(instruction, shapes), where=where)]
@@ -174,10 +179,9 @@ def _kernel(instruction: Instruction, shapes: list[str], where: str, workload: W
     return [Product(kind="kernel", flops=math.nan, where=where)] if is_kernel else []
 
 
-def _queries(shapes: list[str]) -> tuple[int, ...]:
-    """Sizes of the first operand that is a matrix of numbers per head: masks and positions are integers."""
-    large = (shape for shape in shapes if len(hlo.dimensions(shape)) > 2 and shape.startswith(("bf16", "f")))
-    return hlo.dimensions(next(large))
+def _numbers_of_heads(shapes: list[str]) -> list[tuple[int, ...]]:
+    """Sizes of the operands that are numbers per head: masks and positions are integers."""
+    return [hlo.dimensions(shape) for shape in shapes if len(hlo.dimensions(shape)) > 2 and shape[0] in "bf"]
 
 
 def _gemm_flops(instruction: Instruction, shapes: list[str]) -> float:

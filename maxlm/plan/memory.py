@@ -101,15 +101,17 @@ def _saved(plan: Layout) -> float:
 def _kept(plan: Layout) -> float:
     """Numbers per token that the remat policy keeps of a layer besides its input."""
     model, policy, tensor = plan.config.model, plan.config.remat.policy, plan.shape["tensor"]
-    heads, keys = model.num_heads * model.head_dim / tensor, max(1, model.num_kv_heads / tensor) * model.head_dim
+    heads, kv_heads = model.num_heads / tensor, max(1, model.num_kv_heads / tensor)
+    queries, keys = heads * model.head_dim, kv_heads * model.head_dim
     hidden = _hidden(plan)
     split = _sequence_split(plan)
     # With attention's result the log-sum-exp of each head is kept, in float32: as much as two numbers.
     sizes = {
-        "query": heads,
+        "latent": model.latent_width,
+        "query": queries,
         "key": keys,
-        "value": keys,
-        "attention": heads + 2 * model.num_heads / tensor,
+        "value": kv_heads * model.value_dim,
+        "attention": heads * (model.value_dim + 2),
         "attention_out": model.embed_dim / split,
         "mlp_gate": hidden * model.mlp_gated,
         "mlp_up": hidden,
@@ -121,15 +123,17 @@ def _kept(plan: Layout) -> float:
     # The MLP's last product is the next layer's input.
     products = sum(sizes.values())
     return (
-        products if policy == "dots" else products + hidden * (1 + model.mlp_gated) + 2 * model.embed_dim + heads + keys
+        products
+        if policy == "dots"
+        else products + hidden * (1 + model.mlp_gated) + 2 * model.embed_dim + queries + keys
     )
 
 
 def _attention(plan: Layout) -> tuple[float, float]:
     """(activations, weights) while attention is differentiated."""
     model, rows, tensor = plan.config.model, plan.rows_of_stage, plan.shape["tensor"]
-    heads = (model.num_heads + 2 * max(model.num_kv_heads, tensor)) * model.head_dim / tensor
-    numbers = ATTENTION_WORK["residual"] * model.embed_dim + ATTENTION_WORK["heads"] * heads
+    heads = (model.num_heads / 2 + max(model.num_kv_heads, tensor)) * (model.head_dim + model.value_dim) / tensor
+    numbers = ATTENTION_WORK["residual"] * (model.embed_dim + model.latent_width) + ATTENTION_WORK["heads"] * heads
     return rows * numbers * plan.width, WEIGHT_COPIES * _gathered(plan, "attention") * plan.width
 
 

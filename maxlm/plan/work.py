@@ -20,6 +20,12 @@ from maxlm.plan.hbm import memory_traffic
 HEAD_PRODUCTS = {"sequence": 3, "vocabulary": 4}
 # The name in a remat policy that saves the product with a parameter.
 SAVED_BY = {
+    "query_down": "latent",
+    "kv_down": "latent",
+    "key_rope": "latent",
+    "query_up": "query",
+    "key_up": "key",
+    "value_up": "value",
     "query": "query",
     "key": "key",
     "value": "value",
@@ -83,8 +89,9 @@ def _is_keys(transfer: Transfer, plan: Layout) -> bool:
     """Whether it is as large as the keys, or values, of whole sequences."""
     model = plan.config.model
     heads = max(1, model.num_kv_heads // plan.shape["tensor"])
-    numbers = plan.rows_of_stage * plan.shape["context"] * heads * model.head_dim
-    return numbers in {math.prod(hlo.dimensions(shape)) for shape in transfer.shape.split(" + ")}
+    tokens = plan.rows_of_stage * plan.shape["context"]
+    sizes = {tokens * heads * width for width in (model.head_dim, model.value_dim)}
+    return not sizes.isdisjoint(math.prod(hlo.dimensions(shape)) for shape in transfer.shape.split(" + "))
 
 
 def _expected_rows(transfer: Transfer, plan: Layout) -> Transfer:
@@ -160,18 +167,20 @@ def _attention_flops(plan: Layout) -> float:
 
     Backward they are 7 where the gradients of queries and those of keys and values have a kernel each, as on TPU and
     with packed documents on GPUs: both compute scores and the gradients of probabilities. cuDNN has one, and XLA's
-    reference, on CPU, keeps the scores. A causal mask halves them, but for the reference.
+    reference, on CPU, keeps the scores. Of these 4, 3 and 2 are as wide as keys, the others as values. A causal mask
+    halves them, but for the reference.
     """
     config, policy = plan.config, plan.config.remat.policy
     model = config.model
     saved = policy in ("none", "dots") or (isinstance(policy, tuple) and "attention" in policy)
     again = plan.stages_recompute + (not saved)
-    backward = 4 if plan.platform == "cpu" else 7 if plan.platform == "tpu" or config.data.mask_documents else 5
-    products = 2 * (1 + again) + backward
+    two_kernels = plan.platform == "tpu" or config.data.mask_documents
+    of_keys, of_values = (2, 2) if plan.platform == "cpu" else (4, 3) if two_kernels else (3, 2)
+    width = (1 + again + of_keys) * model.head_dim + (1 + again + of_values) * model.value_dim
     keys = Workload.of(config, 1).keys if plan.platform != "cpu" else config.data.seq_len
     rows = plan.rows_of_stage * plan.ticks * plan.layers_of_stage * config.train.accumulate
     rows += plan.rows * model.first_layers * config.train.accumulate
-    return 2 * products * model.num_heads / plan.shape["tensor"] * model.head_dim * keys * rows
+    return 2 * model.num_heads / plan.shape["tensor"] * width * keys * rows
 
 
 def _weight_bytes(plan: Layout) -> float:
@@ -198,13 +207,14 @@ def _weight_bytes(plan: Layout) -> float:
 def _activation_bytes(plan: Layout) -> float:
     """Reads and writes of a layer's arrays: forward, in each recomputation, and twice as much backward.
 
-    Of the residual stream's width 10 (norms and products read and write it), of heads 6, of keys and values 6 each, of
-    the MLP 6. Logits of a chunk are written and read 3 times in float32.
+    Of the residual stream's width 10 (norms and products read and write it), of latents 6, of heads 6 (queries 3, what
+    they mix 3), of keys and values 6 each, of the MLP 6. Logits of a chunk are written and read 3 times in float32.
     """
     model, tensor = plan.config.model, plan.shape["tensor"]
     hidden = model.mlp_dim if model.moe is None else model.moe.mlp_dim * model.moe.experts_per_token
-    split = 6 * (model.num_heads + 2 * model.num_kv_heads) * model.head_dim + 6 * hidden
+    split = (3 * model.num_heads + 6 * model.num_kv_heads) * (model.head_dim + model.value_dim) + 6 * hidden
     numbers = 10 * model.embed_dim / (tensor if plan.config.parallel.sequence else 1) + split / tensor
+    numbers += 6 * model.latent_width
     rows = plan.rows_of_stage * plan.ticks * plan.layers_of_stage * plan.config.train.accumulate
     logits = plan.rows * plan.config.train.accumulate * model.vocab_size / tensor * 4 * 6
     return numbers * plan.width * (plan.forward_passes + 2) * rows + logits

@@ -28,6 +28,9 @@ PUBLISHED = {
     "mistral-7b": 7_241_732_096,
     "mixtral-8x7b": 46_702_792_704,
     "olmo2-7b": 7.30e9,
+    "deepseek-v2-lite": 15_706_484_224,
+    "deepseek-v2": 235_741_434_880,
+    "deepseek-v3": 671_026_419_200,  # 671B in table 1, without the module that predicts a second token
     "gpt2-124m": 124_439_808,
     "gpt2-1.5b": 1_557_611_200,
     # Table, then per layer attention, MLP and two norms, then the last norm.
@@ -37,7 +40,8 @@ PUBLISHED = {
     "ladder-760m": 50304 * 1536 + 24 * (4 * 1536**2 + 3 * 1536 * 4096 + 2 * 1536) + 1536,
     "ladder-1.3b": 50304 * 2048 + 24 * (4 * 2048**2 + 3 * 2048 * 5504 + 2 * 2048) + 2048,
 }
-ACTIVE = {"mixtral-8x7b": 12.9e9, "qwen3-30b-a3b": 3.3e9}
+ACTIVE = {"mixtral-8x7b": 12.9e9, "qwen3-30b-a3b": 3.3e9, "deepseek-v2": 21e9, "deepseek-v3": 37e9}
+ACTIVE["deepseek-v2-lite"] = 2.4e9 + 102400 * 2048  # published without the table of embeddings
 
 
 def model_of(name: str) -> ModelConfig:

@@ -99,13 +99,14 @@ ENTRY %main (x: bf16[4096,1024,1], w: bf16[1024,32,128], q.1: bf16[8,4096,4,128]
   %x = bf16[4096,1024,1]{1,0,2} parameter(0)
   %w = bf16[1024,32,128]{2,0,1} parameter(1)
   %q.1 = bf16[8,4096,4,128]{3,1,2,0} parameter(2)
+  %v = bf16[8,4096,4,64]{3,1,2,0} parameter(4)
   %k.1 = bf16[8,4096,128,1]{1,2,0,3} parameter(3)
   %projection = bf16[4096,32,128]{0,2,1} convolution(%x, %w), \
 window={size=32 pad=31_31 rhs_reversal=1}, dim_labels=bf0_i0o->b0f
   %scores.1 = f32[8,4096,4,4096]{1,3,2,0} fusion(%q.1, %k.1), kind=kOutput, calls=%product
   %mask = s8[1,32,32]{2,1,0} constant({...})
   %splash_mha_fwd_segmented_residuals.1 = (f32[2,128,128]{2,1,0}, bf16[8,4096,4,128]{3,2,1,0}) \
-custom-call(%mask, %q.1), custom_call_target="tpu_custom_call", frontend_attributes={kernel_metadata={
+custom-call(%mask, %q.1, %q.1, %v), custom_call_target="tpu_custom_call", frontend_attributes={kernel_metadata={
 "xprof_metadata":"{block_q: 128}"
 }}, metadata={op_name="jit(step)/splash_mha_fwd_segmented_residuals/pallas_call"}
   %gmm.1 = bf16[4096,1024]{1,0} custom-call(%x, %w), custom_call_target="tpu_custom_call", \
@@ -121,7 +122,7 @@ def test_kernels_and_windows() -> None:
     assert [(product.kind, product.flops) for product in found] == [
         ("convolution", 2 * 4096 * 1024 * 32 * 128),
         ("convolution", 2 * 8 * 4 * 4096 * 4096 * 128),
-        ("attention", 2 * 2 * 8 * 4096 * 4 * 128 * 2048.5),
+        ("attention", 2 * 8 * 4096 * 4 * (128 + 64) * 2048.5),
         ("kernel", 2000),
     ]
     assert found[2].where == "jit(step)/splash_mha_fwd_segmented_residuals/pallas_call"
@@ -130,22 +131,23 @@ def test_kernels_and_windows() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "count"),
+    ("name", "operands", "width"),
     [
-        ("splash_mqa_dq_no_residuals", 3),
-        ("splash_mha_dkv_segmented_no_residuals", 4),
-        ("flash_forward", 2),
-        ("flash_queries_gradient", 3),
-        ("flash_keys_gradient", 4),
-        ("__cudnn$fmhaSoftmax", 2),
-        ("__cudnn$fmhaSoftmaxBackward", 5),
+        ("splash_mqa_dq_no_residuals", "q.1, %q.1, %v", 2 * 128 + 64),
+        ("splash_mha_dkv_segmented_no_residuals", "q.1, %q.1, %v", 2 * 128 + 2 * 64),
+        ("flash_forward", "q.1, %q.1, %v", 128 + 64),
+        ("flash_queries_gradient", "q.1, %v, %q.1, %v", 2 * 128 + 64),
+        ("flash_keys_gradient", "q.1, %v, %q.1, %v", 2 * 128 + 2 * 64),
+        ("__cudnn$fmhaSoftmax", "q.1, %q.1, %q.1", 2 * 128),
+        ("__cudnn$fmhaSoftmaxBackward", "q.1, %q.1, %q.1", 5 * 128),
     ],
 )
-def test_kernels_of_attention_have_their_products(name: str, count: int) -> None:
-    text = TPU.replace("splash_mha_fwd_segmented_residuals/pallas_call", f"{name}/pallas_call")
+def test_kernels_of_attention_have_their_products(name: str, operands: str, width: int) -> None:
+    text = TPU.replace("%mask, %q.1, %q.1, %v", f"%mask, %{operands}")
+    text = text.replace("splash_mha_fwd_segmented_residuals/pallas_call", f"{name}/pallas_call")
     text = text.replace("%splash_mha_fwd_segmented_residuals.1", "%kernel.1")
     (kernel,) = (product for product in products(text, Workload(keys=1.0)) if product.kind == "attention")
-    assert kernel.flops == 2 * count * 8 * 4096 * 4 * 128
+    assert kernel.flops == 2 * 8 * 4096 * 4 * width
 
 
 def test_work_that_depends_on_data_is_expected() -> None:
