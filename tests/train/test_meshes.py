@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 import pytest
-from families import GEMMA3, GPT2, OLMO2
+from families import DEEPSEEK, GEMMA3, GPT2, OLMO2
 from tiny import run_config
 from trainer import Trainer, distance, make_batch
 
@@ -52,6 +52,14 @@ MODELS = {
     "gpt2": GPT2 | {"num_kv_heads": 2},
     # Two layers before two blocks. A norm magnifies rounding where what it reads is small: larger parameters.
     "gemma3": GEMMA3 | {"num_layers": 8, "init_std": 0.2},
+    # Latents, a dense layer and experts with a bias; widths that divide over eight devices.
+    "deepseek": DEEPSEEK
+    | {
+        "num_layers": 5,
+        "num_kv_heads": 8,
+        "head_dim": 10,
+        "latent": {"query_rank": 16, "kv_rank": 8, "nope_head_dim": 6, "rope_head_dim": 4, "value_head_dim": 5},
+    },
     "olmo2": OLMO2 | {"init_std": 0.2},
 }
 
@@ -171,6 +179,17 @@ CASES = {
         {"pipeline": {"microbatches": 4}},
     ),
     "tensor4-fsdp2-olmo2": ("olmo2", {"tensor": 4, "fsdp": 2}, {"parallel": {"zero": 1}}),
+    "fsdp2-tensor2-expert2-deepseek": (
+        "deepseek",
+        {"fsdp": 2, "tensor": 2, "expert": 2},
+        {"parallel": {"sequence": True}},
+    ),
+    "pipeline2-context2-tensor2-deepseek": (
+        "deepseek",
+        {"pipeline": 2, "context": 2, "tensor": 2},
+        {"parallel": {"context": "ring"}, "pipeline": {"microbatches": 4}},
+    ),
+    "context2-fsdp4-deepseek": ("deepseek", {"context": 2, "fsdp": 4}, {"remat": {"policy": ["latent", "key"]}}),
     "context2-tensor2-fsdp2": ("windows", {"context": 2, "tensor": 2, "fsdp": 2}, {"parallel": {"sequence": True}}),
 }
 
