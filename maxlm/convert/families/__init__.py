@@ -1,28 +1,96 @@
 """Families of models as Hugging Face writes them: one table each, read in both directions."""
 
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from maxlm.config import ModelConfig
+from maxlm.config import ModelConfig, validate
+from maxlm.convert.families.llama import LLAMA
 from maxlm.convert.links import Link
+from maxlm.convert.mathematics import differences
+from maxlm.convert.settings import Fixed, Source, nested
+from maxlm.convert.table import Family, Names, build_links, match
+from maxlm.errors import ConfigError
+
+# In the order in which an export asks them: the plainest that can express a model is its family.
+TABLES: dict[str, Family] = {table.name: table for table in (LLAMA,)}
+
+# True of every family here, and of no other value in our decoder.
+COMMON = (Fixed("is_encoder_decoder", False, written=False), Fixed("add_cross_attention", False, written=False))
 
 
-def read_config(config: dict[str, Any], where: str) -> tuple[str, ModelConfig]:
+def read_config(config: Mapping[str, Any], where: str) -> tuple[str, ModelConfig]:
     """The family (their model_type) and the model that a config.json describes; `where` names it in messages.
 
     Raises `ConfigError` for a family that has no table, a key that no table knows, and a value that our decoder cannot
     honour: nothing that changes the mathematics is passed over.
     """
-    raise NotImplementedError
+    kind = config.get("model_type")
+    if kind not in TABLES:
+        inner = config.get("text_config")
+        hint = f"; its text_config says {inner.get('model_type')!r}" if isinstance(inner, dict) else ""
+        raise ConfigError(f"{where}: model_type: found {kind!r}{hint}; expected one of {', '.join(TABLES)}")
+    if config.get("quantization_config") is not None:
+        raise ConfigError(
+            f"{where}: quantization_config: found quantised weights; expected float32, bfloat16 or float16, so take "
+            "the unquantised model or convert it first"
+        )
+    return kind, _read(TABLES[kind], config, f"{where} ({kind})")
 
 
 def write_config(model: ModelConfig, family: str | None = None) -> tuple[str, dict[str, Any]]:
     """The family, by default the first that can express the model, and its config.json.
 
-    Raises `ConfigError` that names what no family (or not the one given) can express.
+    max_position_embeddings is the model's `context_length`, and is left out where that is None. Raises `ConfigError`
+    that names what no family (or not the one given) can express.
     """
-    raise NotImplementedError
+    if family is not None and family not in TABLES:
+        raise ConfigError(f"family: found {family!r}; expected one of {', '.join(TABLES)}")
+    lacks: dict[str, list[str]] = {}
+    for name in TABLES if family is None else (family,):
+        written = _write(TABLES[name], model)
+        lacks[name] = _lost(TABLES[name], model, written)
+        if not lacks[name]:
+            return name, written
+    nearest = min(lacks, key=lambda name: len(lacks[name]))
+    subject = f"{family} cannot" if family else f"no family can express the model; the nearest, {nearest}, cannot"
+    raise ConfigError(f"export: {subject} express {', '.join(lacks[nearest])}")
 
 
 def links(family: str, model: ModelConfig) -> list[Link]:
     """Every tensor of a model's files, embeddings first, then layer by layer; together they cover all parameters."""
-    raise NotImplementedError
+    return build_links(TABLES[family], model)
+
+
+def match_names(family: str, model: ModelConfig, expected: Iterable[Link], names: Iterable[str]) -> Names:
+    """What the tensors in a folder are: those of the links, under their own names or without the family's prefix;
+    copies; those that are left out, and why; and what is missing or extra."""
+    return match(TABLES[family], model, [link.theirs for link in expected], names)
+
+
+def _read(table: Family, config: Mapping[str, Any], where: str) -> ModelConfig:
+    source, fields = Source(config, where), dict(table.fields)
+    source.take("model_type")
+    source.take("quantization_config", None)
+    for setting in (*COMMON, *table.settings):
+        setting.read(source, fields)
+    source.finish()
+    return validate(nested(fields), ModelConfig, where)
+
+
+def _write(table: Family, model: ModelConfig) -> dict[str, Any]:
+    written: dict[str, Any] = {"architectures": [table.architecture], "model_type": table.name}
+    for setting in table.settings:
+        written |= setting.write(model)
+    return written
+
+
+def _lost(table: Family, model: ModelConfig, written: Mapping[str, Any]) -> list[str]:
+    """What of a model is not in what was written of it."""
+    sections = {name.partition(".")[0] for name in table.fields}
+    for name in ("moe", "latent"):
+        if (getattr(model, name) is not None) != (name in sections):
+            return [name]
+    try:
+        return differences(model, _read(table, written, f"config.json ({table.name})"))
+    except ConfigError as error:
+        return [str(error)]
