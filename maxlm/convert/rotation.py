@@ -6,7 +6,7 @@ others (without `rope_theta` they would compute with the default, and say nothin
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from maxlm.config import LongRopeScaling, ModelConfig
 from maxlm.convert.settings import Fields, Source
@@ -50,7 +50,18 @@ REQUIRED = {
     "longrope": {"short_factor", "long_factor"},
 }
 ZERO_IS_NONE = {"beta_fast", "beta_slow", "mscale", "mscale_all_dim"}
+OF_ARITHMETIC = {"factor", "mscale_all_dim"}  # with which settings compute; ModelConfig looks at the others
 ALIASES = {"su": "longrope"}  # in the first files of Phi-3
+
+
+class _Outer(NamedTuple):
+    """What stands outside the rotary embedding's own keys, None where it does not."""
+
+    theta: float | None
+    local_theta: float | None
+    fraction: float | None
+    original: int | None
+    length: int | None
 
 
 @dataclass(frozen=True)
@@ -69,20 +80,23 @@ class Rope:
     name_key: str = "rope_type"  # under which the kind is written; some families' older readers know "type" alone
 
     def read(self, source: Source, fields: Fields) -> None:
-        outer = {"theta": source.take("rope_theta", None), "fraction": source.take("partial_rotary_factor", None)}
-        outer["original"] = None if self.outer_length is None else source.take(ORIGINAL_LENGTH, self.outer_length)
-        outer["length"] = fields["context_length"]
-        if self.local_theta is not None:
-            outer["local_theta"] = source.take("rope_local_base_freq", None)
-        spellings = [source.take(key, None) for key in ("rope_parameters", "rope_scaling")]
-        readings = [self._reading(source, given, outer) for given in spellings if given] or [
-            self._reading(source, {}, outer)
-        ]
-        if readings[0] != readings[-1]:
-            raise source.refuse("rope_scaling", spellings[1], "what rope_parameters says")
-        fields |= readings[0]
+        outer = _Outer(
+            theta=source.number("rope_theta", None),
+            local_theta=None if self.local_theta is None else source.number("rope_local_base_freq", None),
+            fraction=source.number("partial_rotary_factor", None),
+            original=None if self.outer_length is None else source.count(ORIGINAL_LENGTH, self.outer_length),
+            length=fields["context_length"],
+        )
+        spellings = {key: source.take(key, None) for key in ("rope_parameters", "rope_scaling")}
+        for key, given in spellings.items():
+            if not isinstance(given, dict | None):
+                raise source.refuse(key, given, "keys and values")
+        readings = [self._reading(source, given, outer) for given in spellings.values() if given]
+        if readings and readings[0] != readings[-1]:
+            raise source.refuse("rope_scaling", spellings["rope_scaling"], "what rope_parameters says")
+        fields |= readings[0] if readings else self._reading(source, {}, outer)
 
-    def _reading(self, source: Source, given: dict[str, Any], outer: dict[str, Any]) -> Fields:
+    def _reading(self, source: Source, given: dict[str, Any], outer: _Outer) -> Fields:
         """Fields of one of the two spellings; what it leaves out stands in outer keys or is the default."""
         local: dict[str, Any] = {}
         if self.local_theta is not None and "full_attention" in given:
@@ -90,15 +104,15 @@ class Rope:
             given, local = layers.take("full_attention"), layers.take("sliding_attention", None) or {}
             layers.finish()
         rope = Source(given, f"{source.where}: rotary embedding")
-        fields: Fields = {"rope.theta": _agreed(rope, "rope_theta", outer["theta"], self.theta)}
-        fraction = _agreed(rope, "partial_rotary_factor", outer["fraction"], 1.0)
+        fields: Fields = {"rope.theta": _agreed(rope, "rope_theta", outer.theta, self.theta)}
+        fraction = _agreed(rope, "partial_rotary_factor", outer.fraction, 1.0)
         if fraction != 1 and not self.partial:
             raise rope.refuse("partial_rotary_factor", fraction, "1.0, the whole head")
-        fields |= {"rope.fraction": fraction, "rope.scaling": self._scaling(rope, outer["length"], outer["original"])}
+        fields |= {"rope.fraction": fraction, "rope.scaling": self._scaling(rope, outer.length, outer.original)}
         rope.finish()
         if self.local_theta is not None:
             rope = Source(local, f"{source.where}: rotary embedding of layers with a window")
-            fields["rope.local_theta"] = _agreed(rope, "rope_theta", outer["local_theta"], self.local_theta)
+            fields["rope.local_theta"] = _agreed(rope, "rope_theta", outer.local_theta, self.local_theta)
             if (kind := _kind(rope)) is not None:
                 raise rope.refuse("rope_type", kind, "'default', no scaling")
             rope.finish()
@@ -112,7 +126,8 @@ class Rope:
             raise rope.refuse("rope_type", kind, " or ".join(("default", *self.kinds)))
         values: dict[str, Any] = {"name": kind}
         for key, name in KINDS[kind].items():
-            value = rope.take(key) if key in REQUIRED[kind] else rope.take(key, None)
+            take = rope.count if key == ORIGINAL_LENGTH else rope.number if key in OF_ARITHMETIC else rope.take
+            value = take(key) if key in REQUIRED[kind] else take(key, None)
             if value is not None and not (key in ZERO_IS_NONE and not value):
                 values[name] = value
         if kind == "linear":
@@ -168,7 +183,7 @@ class QueryScaleOfYarn:
 
 def _agreed(rope: Source, key: str, outer: Any, default: Any) -> Any:
     """A value that may stand in the rotary embedding's own keys, outside of them or, with the same value, in both."""
-    inner = rope.take(key, None)
+    inner = rope.number(key, None)
     if inner is not None and outer not in (None, inner):
         raise rope.refuse(key, inner, f"{outer} as outside of it")
     return next((value for value in (inner, outer) if value is not None), default)

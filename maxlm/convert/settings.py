@@ -45,6 +45,24 @@ class Source:
             raise ConfigError(f"{self.where}: missing key '{key}'")
         return self._left.pop(key, default)
 
+    def count(self, key: str, default: Any = REQUIRED, least: int = 1) -> int | None:
+        return self._checked(key, default, int, least, f"an integer, at least {least}")
+
+    def number(self, key: str, default: Any = REQUIRED) -> float | None:
+        return self._checked(key, default, int | float, 0, "a number that is not negative")
+
+    def flag(self, key: str, default: Any = REQUIRED) -> bool | None:
+        return self._checked(key, default, bool, False, "true or false")
+
+    def _checked(self, key: str, default: Any, kind: Any, least: Any, expected: str) -> Any:
+        """A value of a kind, or null."""
+        value = self.take(key, default)
+        # True is an integer in Python.
+        fits = isinstance(value, kind) and isinstance(value, bool) == (kind is bool) and value >= least
+        if value is not None and not fits:
+            raise self.refuse(key, value, expected)
+        return value
+
     def finish(self) -> None:
         """Raise for the keys that nothing asked for."""
         unknown = sorted(self._left.keys() - CHANGE_NOTHING)
@@ -81,20 +99,20 @@ class Key:
     default: Any = REQUIRED  # where the file has no such key: what the class in transformers says
     spellings: Mapping[Any, Any] | None = None  # their values and ours, all there are; the first of equals is written
     null: Callable[[Fields], Any] | None = None  # what null stands for, where that is not null
-    aliases: tuple[str, ...] = ()  # other names of the key, read and not written
-    optional: bool = False  # left out where the value is None
+    count: bool = False  # a whole number above zero, with which other settings compute
+    alias: str | None = None  # another name of the key, read and not written
+    optional: bool = False  # not written where the value is None
 
     def read(self, source: Source, fields: Fields) -> None:
+        take = source.count if self.count else source.flag if isinstance(self.default, bool) else source.take
         default = None if self.default is DERIVED else self.default
-        for alias in self.aliases:
-            default = source.take(alias, default)
-        value = source.take(self.name, default)
+        if self.alias is not None:
+            default = take(self.alias, default)
+        value = take(self.name, default)
         if value is None and self.null is not None:
             value = self.null(fields)
         elif self.spellings is not None:
-            if not any(value is known or value == known for known in self.spellings):
-                raise source.refuse(self.name, value, " or ".join(map(repr, self.spellings)))
-            value = self.spellings[value]
+            value = meaning(source, self.name, value, self.spellings)
         fields |= dict.fromkeys(self._names, value)
 
     def write(self, model: ModelConfig) -> dict[str, Any]:
@@ -129,18 +147,50 @@ class Fixed:
 
 @dataclass(frozen=True)
 class Follows:
-    """A key that repeats what others say: its value must be theirs. It is not written."""
+    """A key that repeats what others say, which must be so. It is not written."""
 
     name: str
     value: Callable[[Fields], Any]
+    spellings: Mapping[Any, Any] | None = None
 
     def read(self, source: Source, fields: Fields) -> None:
         expected = self.value(fields)
-        if (found := source.take(self.name, expected)) != expected:
+        found = source.take(self.name, None)
+        if found is None:
+            return
+        if expected != (meaning(source, self.name, found, self.spellings) if self.spellings else found):
             raise source.refuse(self.name, found, f"{expected!r}, which follows from other keys")
 
     def write(self, model: ModelConfig) -> dict[str, Any]:
         return {}
+
+
+@dataclass(frozen=True)
+class Implied:
+    """A field that no key sets: it follows from others."""
+
+    field: str
+    value: Callable[[Fields], Any]
+
+    def read(self, source: Source, fields: Fields) -> None:
+        fields[self.field] = self.value(fields)
+
+    def write(self, model: ModelConfig) -> dict[str, Any]:
+        return {}
+
+
+@dataclass(frozen=True)
+class LeftOutKey:
+    """A key of something that we leave out: any value is read, and the one that is true of our files is written."""
+
+    name: str
+    written: Any
+
+    def read(self, source: Source, fields: Fields) -> None:
+        source.take(self.name, None)
+
+    def write(self, model: ModelConfig) -> dict[str, Any]:
+        return {self.name: self.written}
 
 
 class WholeHeads:
@@ -160,6 +210,23 @@ def field(model: ModelConfig, name: str) -> Any:
     for part in name.split("."):
         value = None if value is None else getattr(value, part)
     return value
+
+
+def valued(model: ModelConfig, name: str) -> str:
+    """A dotted field and its value, for a message."""
+    try:
+        return f"{name} = {shortened(field(model, name))}"
+    except AttributeError:
+        return name
+
+
+def meaning(source: Source, name: str, value: Any, spellings: Mapping[Any, Any]) -> Any:
+    """What one of their values is with us."""
+    # True equals 1 in Python, and a list is no key.
+    for theirs, ours in spellings.items():
+        if type(value) is type(theirs) and value == theirs:
+            return ours
+    raise source.refuse(name, value, " or ".join(map(repr, spellings)))
 
 
 def nested(fields: Fields) -> dict[str, Any]:

@@ -4,15 +4,29 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from maxlm.config import ModelConfig, validate
+from maxlm.convert.families.deepseek_v2 import DEEPSEEK_V2
+from maxlm.convert.families.deepseek_v3 import DEEPSEEK_V3
+from maxlm.convert.families.gemma2 import GEMMA2
+from maxlm.convert.families.gemma3_text import GEMMA3_TEXT
+from maxlm.convert.families.gpt2 import GPT2
 from maxlm.convert.families.llama import LLAMA
+from maxlm.convert.families.mistral import MISTRAL
+from maxlm.convert.families.mixtral import MIXTRAL
+from maxlm.convert.families.olmo2 import OLMO2
+from maxlm.convert.families.phi3 import PHI3
+from maxlm.convert.families.qwen2 import QWEN2
+from maxlm.convert.families.qwen3 import QWEN3
+from maxlm.convert.families.qwen3_moe import QWEN3_MOE
 from maxlm.convert.links import Link
 from maxlm.convert.mathematics import differences
-from maxlm.convert.settings import Fixed, Source, nested
+from maxlm.convert.settings import Fixed, Source, nested, shortened, valued
 from maxlm.convert.table import Family, Names, build_links, match
 from maxlm.errors import ConfigError
 
 # In the order in which an export asks them: the plainest that can express a model is its family.
-TABLES: dict[str, Family] = {table.name: table for table in (LLAMA,)}
+DENSE = (LLAMA, MISTRAL, QWEN2, QWEN3, OLMO2, GEMMA2, GEMMA3_TEXT, PHI3, GPT2)
+WITH_EXPERTS = (MIXTRAL, QWEN3_MOE, DEEPSEEK_V2, DEEPSEEK_V3)
+TABLES: dict[str, Family] = {table.name: table for table in (*DENSE, *WITH_EXPERTS)}
 
 # True of every family here, and of no other value in our decoder.
 COMMON = (Fixed("is_encoder_decoder", False, written=False), Fixed("add_cross_attention", False, written=False))
@@ -31,8 +45,8 @@ def read_config(config: Mapping[str, Any], where: str) -> tuple[str, ModelConfig
         raise ConfigError(f"{where}: model_type: found {kind!r}{hint}; expected one of {', '.join(TABLES)}")
     if config.get("quantization_config") is not None:
         raise ConfigError(
-            f"{where}: quantization_config: found quantised weights; expected float32, bfloat16 or float16, so take "
-            "the unquantised model or convert it first"
+            f"{where}: quantization_config: found {shortened(config['quantization_config'])}; expected none: quantised "
+            "weights are not read, take the model in bfloat16 or convert it first"
         )
     return kind, _read(TABLES[kind], config, f"{where} ({kind})")
 
@@ -47,11 +61,11 @@ def write_config(model: ModelConfig, family: str | None = None) -> tuple[str, di
         raise ConfigError(f"family: found {family!r}; expected one of {', '.join(TABLES)}")
     lacks: dict[str, list[str]] = {}
     for name in TABLES if family is None else (family,):
-        written = _write(TABLES[name], model)
-        lacks[name] = _lost(TABLES[name], model, written)
+        written, lacks[name] = _written(TABLES[name], model)
         if not lacks[name]:
             return name, written
-    nearest = min(lacks, key=lambda name: len(lacks[name]))
+    # A family with other kinds of layers is not near, however much of the rest it expresses.
+    nearest = min(lacks, key=lambda name: (_kinds_apart(TABLES[name], model) != [], len(lacks[name])))
     subject = f"{family} cannot" if family else f"no family can express the model; the nearest, {nearest}, cannot"
     raise ConfigError(f"export: {subject} express {', '.join(lacks[nearest])}")
 
@@ -77,20 +91,22 @@ def _read(table: Family, config: Mapping[str, Any], where: str) -> ModelConfig:
     return validate(nested(fields), ModelConfig, where)
 
 
-def _write(table: Family, model: ModelConfig) -> dict[str, Any]:
+def _written(table: Family, model: ModelConfig) -> tuple[dict[str, Any], list[str]]:
+    """A config.json, and what of the model it loses: found by reading it."""
+    if apart := _kinds_apart(table, model):
+        return {}, apart
     written: dict[str, Any] = {"architectures": [table.architecture], "model_type": table.name}
     for setting in table.settings:
         written |= setting.write(model)
-    return written
-
-
-def _lost(table: Family, model: ModelConfig, written: Mapping[str, Any]) -> list[str]:
-    """What of a model is not in what was written of it."""
-    sections = {name.partition(".")[0] for name in table.fields}
-    for name in ("moe", "latent"):
-        if (getattr(model, name) is not None) != (name in sections):
-            return [name]
     try:
-        return differences(model, _read(table, written, f"config.json ({table.name})"))
+        back = _read(table, written, f"config.json ({table.name})")
     except ConfigError as error:
-        return [str(error)]
+        return {}, [str(error)]
+    return written, [valued(model, name) for name in differences(model, back)]
+
+
+def _kinds_apart(table: Family, model: ModelConfig) -> list[str]:
+    """Kinds of layers that the model has and the family has not, or the other way round."""
+    kinds = {name.partition(".")[0] for name in table.fields}
+    has = {name: getattr(model, name) is not None for name in ("moe", "latent")}
+    return [name if has[name] else f"a model without {name}" for name in has if has[name] != (name in kinds)]

@@ -10,6 +10,7 @@ LLAMA = Family(
     architecture="LlamaForCausalLM",
     settings=(
         *parts.SIZES,
+        parts.MLP_DIM,
         WholeHeads(),
         parts.KV_HEADS,
         parts.HEAD_DIM,
