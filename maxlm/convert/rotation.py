@@ -87,10 +87,7 @@ class Rope:
             original=None if self.outer_length is None else source.count(ORIGINAL_LENGTH, self.outer_length),
             length=fields["context_length"],
         )
-        spellings = {key: source.take(key, None) for key in ("rope_parameters", "rope_scaling")}
-        for key, given in spellings.items():
-            if not isinstance(given, dict | None):
-                raise source.refuse(key, given, "keys and values")
+        spellings = {key: source.mapping(key) for key in ("rope_parameters", "rope_scaling")}
         readings = [self._reading(source, given, outer) for given in spellings.values() if given]
         if readings and readings[0] != readings[-1]:
             raise source.refuse("rope_scaling", spellings["rope_scaling"], "what rope_parameters says")
@@ -101,7 +98,7 @@ class Rope:
         local: dict[str, Any] = {}
         if self.local_theta is not None and "full_attention" in given:
             layers = Source(given, f"{source.where}: rope_parameters")
-            given, local = layers.take("full_attention"), layers.take("sliding_attention", None) or {}
+            given, local = layers.mapping("full_attention"), layers.mapping("sliding_attention")
             layers.finish()
         rope = Source(given, f"{source.where}: rotary embedding")
         fields: Fields = {"rope.theta": _agreed(rope, "rope_theta", outer.theta, self.theta)}
@@ -126,8 +123,10 @@ class Rope:
             raise rope.refuse("rope_type", kind, " or ".join(("default", *self.kinds)))
         values: dict[str, Any] = {"name": kind}
         for key, name in KINDS[kind].items():
+            if key in REQUIRED[kind] and not rope.had(key):
+                raise rope.refuse(key, None, f"a value, which {kind} needs")
             take = rope.count if key == ORIGINAL_LENGTH else rope.number if key in OF_ARITHMETIC else rope.take
-            value = take(key) if key in REQUIRED[kind] else take(key, None)
+            value = take(key, None)
             if value is not None and not (key in ZERO_IS_NONE and not value):
                 values[name] = value
         if kind == "linear":
@@ -190,7 +189,7 @@ def _agreed(rope: Source, key: str, outer: Any, default: Any) -> Any:
 
 
 def _kind(rope: Source) -> str | None:
-    names = {ALIASES.get(name, name) for key in ("rope_type", "type") if (name := rope.take(key, None)) is not None}
+    names = {ALIASES.get(name, name) for key in ("rope_type", "type") if (name := rope.text(key, None)) is not None}
     if len(names) > 1:
         raise rope.refuse("rope_type", sorted(names), "the same in rope_type and type")
     return next(iter(names - {"default"}), None)

@@ -21,13 +21,16 @@ CHANGE_NOTHING = frozenset({
     "_name_or_path", "architectures", "auto_map", "transformers_version", "dtype", "torch_dtype", "tokenizer_class",
     "use_cache", "cache_implementation", "attn_implementation", "_attn_implementation", "output_attentions",
     "output_hidden_states", "output_router_logits", "return_dict", "chunk_size_feed_forward", "task_specific_params",
+    "_attn_implementation_autoset", "transformers.js_config", "is_llama_config", "unsloth_fixed", "unsloth_version",
+    "max_sequence_length",
     # Tokens that begin and end texts: they stand with the tokenizer and the settings of generation.
     "bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id",
     # Training: dropout, of which there is none here, and noise on routers.
     "attention_dropout", "resid_pdrop", "embd_pdrop", "attn_pdrop", "router_jitter_noise", "seq_aux",
+    "gradient_checkpointing",
     # Heads of classifiers.
-    "id2label", "label2id", "num_labels", "problem_type", "summary_type", "summary_use_proj", "summary_activation",
-    "summary_proj_to_labels", "summary_first_dropout",
+    "id2label", "label2id", "num_labels", "_num_labels", "problem_type", "summary_type", "summary_use_proj",
+    "summary_activation", "summary_proj_to_labels", "summary_first_dropout",
     # How the same numbers are computed: products in slices, attention in float32, where experts are.
     "pretraining_tp", "reorder_and_upcast_attn", "ep_size",
 })
@@ -38,28 +41,41 @@ class Source:
     """A config.json that is being read: keys that were asked for are understood, the others are left over."""
 
     def __init__(self, values: Mapping[str, Any], where: str):
-        self._left, self.where = dict(values), where
+        self._values, self._left, self.where = values, dict(values), where
+
+    def had(self, key: str) -> bool:
+        return key in self._values
 
     def take(self, key: str, default: Any = REQUIRED) -> Any:
         if key not in self._left and default is REQUIRED:
             raise ConfigError(f"{self.where}: missing key '{key}'")
         return self._left.pop(key, default)
 
-    def count(self, key: str, default: Any = REQUIRED, least: int = 1) -> int | None:
-        return self._checked(key, default, int, least, f"an integer, at least {least}")
+    def count(self, key: str, default: Any = REQUIRED, least: int = 1, null: bool = False) -> Any:
+        return self._checked(key, default, int, least, null, f"an integer, at least {least}")
 
-    def number(self, key: str, default: Any = REQUIRED) -> float | None:
-        return self._checked(key, default, int | float, 0, "a number that is not negative")
+    def number(self, key: str, default: Any = REQUIRED, null: bool = False) -> Any:
+        return self._checked(key, default, int | float, 0, null, "a number that is not negative")
 
-    def flag(self, key: str, default: Any = REQUIRED) -> bool | None:
-        return self._checked(key, default, bool, False, "true or false")
+    def flag(self, key: str, default: Any = REQUIRED) -> Any:
+        return self._checked(key, default, bool, False, False, "true or false")
 
-    def _checked(self, key: str, default: Any, kind: Any, least: Any, expected: str) -> Any:
-        """A value of a kind, or null."""
+    def text(self, key: str, default: Any = REQUIRED) -> Any:
+        return self._checked(key, default, str, "", False, "a name")
+
+    def mapping(self, key: str) -> dict[str, Any]:
+        """Keys and values; none of them where there is no such key, or null."""
+        value = self.take(key, None)
+        if not isinstance(value, dict | None):
+            raise self.refuse(key, value, "keys and values")
+        return value or {}
+
+    def _checked(self, key: str, default: Any, kind: Any, least: Any, null: bool, expected: str) -> Any:
+        """A value of a kind; null where it may be that, as where it is the default."""
         value = self.take(key, default)
         # True is an integer in Python.
         fits = isinstance(value, kind) and isinstance(value, bool) == (kind is bool) and value >= least
-        if value is not None and not fits:
+        if not fits and not (value is None and (null or default is None)):
             raise self.refuse(key, value, expected)
         return value
 
@@ -104,11 +120,12 @@ class Key:
     optional: bool = False  # not written where the value is None
 
     def read(self, source: Source, fields: Fields) -> None:
-        take = source.count if self.count else source.flag if isinstance(self.default, bool) else source.take
-        default = None if self.default is DERIVED else self.default
-        if self.alias is not None:
-            default = take(self.alias, default)
-        value = take(self.name, default)
+        take = source.flag if isinstance(self.default, bool) else source.count if self.count else source.take
+        value = take(self.name, None if self.default is DERIVED else self.default)
+        if self.alias is not None and (again := take(self.alias, value)) != value:
+            if source.had(self.name):
+                raise source.refuse(self.alias, again, f"{value!r} as {self.name} says")
+            value = again
         if value is None and self.null is not None:
             value = self.null(fields)
         elif self.spellings is not None:

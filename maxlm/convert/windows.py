@@ -18,7 +18,7 @@ class Window:
     switch: bool = False
 
     def read(self, source: Source, fields: Fields) -> None:
-        window = source.count("sliding_window", self.default)
+        window = source.count("sliding_window", self.default, null=True)
         if self.switch:
             used, first = source.flag("use_sliding_window", False), source.count("max_window_layers", 0, least=0)
             if used and first:
@@ -45,8 +45,8 @@ class WindowsEvery:
     repeated: str | None = None  # a second name of sliding_window, which nothing reads
 
     def read(self, source: Source, fields: Fields) -> None:
-        window, types = source.count("sliding_window", self.default), source.take("layer_types", None)
-        if self.repeated and (again := source.count(self.repeated, window)) != window:
+        window, types = source.count("sliding_window", self.default, null=True), source.take("layer_types", None)
+        if self.repeated and (again := source.count(self.repeated, window, null=True)) != window:
             raise source.refuse(self.repeated, again, f"{window} as sliding_window says")
         given = {key: every for key in self.keys if (every := source.count(key, None)) is not None}
         if types is None and len(set(given.values())) > 1:
@@ -73,10 +73,10 @@ class WindowsAfter:
     first: int
 
     def read(self, source: Source, fields: Fields) -> None:
-        window = source.count("sliding_window", self.default)
+        window = source.count("sliding_window", self.default, null=True)
         first = source.count("max_window_layers", self.first, least=0)
         used = source.flag("use_sliding_window", False)
-        sliding = [bool(used) and layer >= (first or 0) for layer in range(fields["num_layers"])]
+        sliding = [used and layer >= first for layer in range(fields["num_layers"])]
         sliding = _listed(source, source.take("layer_types", None), sliding)
         fields["window"] = _windows(source, window if used else None, sliding)
 

@@ -256,7 +256,7 @@ WRONG = [
     ("llama", {"is_encoder_decoder": True}, r"is_encoder_decoder: found True; expected False"),
     ("llama", {"rope_parameters": [1]}, r"rope_parameters: found \[1\]; expected keys and values"),
     ("llama", {"rope_parameters": {"rope_type": "mrope"}}, r"rope_type: found 'mrope'; expected default or linear"),
-    ("llama", {"rope_parameters": {"rope_type": "linear"}}, r"rotary embedding: missing key 'factor'"),
+    ("llama", {"rope_parameters": {"rope_type": "linear"}}, r"rotary embedding: factor: found None; expected a value"),
     ("llama", {"rope_parameters": {"rope_type": "default", "factor": 2.0}}, r"rotary embedding: unknown key 'factor'"),
     ("llama", {"rope_parameters": {"rope_type": "linear", "type": "yarn", "factor": 2.0}}, r"same in rope_type"),
     ("llama", {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, r"expected what rope_parameters says"),
@@ -289,6 +289,8 @@ WRONG = [
     ("deepseek_v3", {"rope_interleave": False}, r"rope_interleave: found False; expected True"),
     ("deepseek_v3", {"head_dim": 10}, r"head_dim: found 10; expected 4, which follows from other keys"),
     ("deepseek_v3", {"num_key_value_heads": 2}, r"num_kv_heads must be num_heads with latent"),
+    ("qwen3_moe", {"num_experts": 8}, r"num_local_experts: found 4; expected 8 as num_experts says"),
+    ("llama", {"rope_interleaved": True}, r"rope_interleaved: found True; expected False"),
     ("llama", {"quantization_config": {"quant_method": "fp8"}}, r"quantization_config: found .*'fp8'.*bfloat16"),
     ("llama", {"model_type": "llama4"}, r"model_type: found 'llama4'; expected one of llama, mistral, .*deepseek_v3"),
     (
@@ -303,6 +305,24 @@ WRONG = [
 def test_what_cannot_be_honoured_is_an_error(family: str, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         read_config(file(family, **changes), "config.json")
+
+
+@pytest.mark.parametrize("family", TABLES)
+def test_no_value_of_any_key_is_a_fault_of_the_program(family: str) -> None:
+    values = file(family)
+    odd = [..., None, True, 0, -1, 2.5, "odd", [], [None], {}, {"full_attention": None}, float("nan")]
+    for key in values:
+        for value in odd:
+            try:
+                read_config(file(family, **{key: value}), "config.json")
+            except ConfigError as error:
+                assert str(error).startswith("config.json"), error
+    for key in values.get("rope_parameters", {}):
+        for value in odd[1:]:
+            try:
+                read_config(file(family, rope_parameters=values["rope_parameters"] | {key: value}), "config.json")
+            except ConfigError as error:
+                assert str(error).startswith("config.json"), error
 
 
 def test_windows_that_do_not_repeat_are_listed_whole() -> None:

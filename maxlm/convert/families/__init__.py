@@ -39,7 +39,7 @@ def read_config(config: Mapping[str, Any], where: str) -> tuple[str, ModelConfig
     honour: nothing that changes the mathematics is passed over.
     """
     kind = config.get("model_type")
-    if kind not in TABLES:
+    if not isinstance(kind, str) or kind not in TABLES:
         inner = config.get("text_config")
         hint = f"; its text_config says {inner.get('model_type')!r}" if isinstance(inner, dict) else ""
         raise ConfigError(f"{where}: model_type: found {kind!r}{hint}; expected one of {', '.join(TABLES)}")

@@ -28,7 +28,7 @@ DEEPSEEK_V2 = Family(
         Key("first_k_dense_replace", "moe.first_dense", default=0),
         Fixed("moe_layer_freq", 1),
         Fixed("scoring_func", "softmax"),
-        Fixed("norm_topk_prob", False),
+        Fixed("norm_topk_prob", False, also=(None,)),
         GroupLimit(),
         Key("aux_loss_alpha", "moe.aux_weight", default=0.001),
         Rope(name_key="type"),

@@ -47,7 +47,7 @@ DEEPSEEK_V3 = Family(
     experts=(
         *parts.EXPERTS,
         *parts.SHARED_EXPERTS,
-        Tensor("mlp.gate.e_score_correction_bias", "mlp.bias", VECTOR),
+        Tensor("mlp.gate.e_score_correction_bias", "mlp.bias", VECTOR, exact=True),
     ),
     after=parts.OUTPUT,
     left_out=(

@@ -31,10 +31,7 @@ GPT2 = Family(
     ),
     fields={"mlp_gated": False, "mlp_bias": True, "qkv_bias": True, "out_bias": True, "norm": "layer"},
     prefix="transformer.",
-    before=(
-        Tensor("transformer.wte.weight", "embedding", TABLE),
-        Tensor("transformer.wpe.weight", "positions", TABLE),
-    ),
+    before=(Tensor("transformer.wte.weight", "embedding", TABLE), Tensor("transformer.wpe.weight", "positions", TABLE)),
     layers="transformer.h.{layer}.",
     layer=(
         Tensor("ln_1.weight", "attention_norm.scale", VECTOR),

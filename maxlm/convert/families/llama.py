@@ -2,7 +2,7 @@
 
 from maxlm.convert.families import parts
 from maxlm.convert.rotation import Rope
-from maxlm.convert.settings import Key, WholeHeads
+from maxlm.convert.settings import Fixed, Key, WholeHeads
 from maxlm.convert.table import Family
 
 LLAMA = Family(
@@ -20,6 +20,7 @@ LLAMA = Family(
         Key("rms_norm_eps", "norm_eps", default=1e-6),
         Key("tie_word_embeddings", "tie_embeddings", default=False),
         Rope(),
+        Fixed("rope_interleaved", False, written=False),
     ),
     fields={},
     before=parts.EMBEDDING,
