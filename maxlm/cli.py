@@ -69,20 +69,41 @@ def evaluate(
 @app.command()
 def generate(
     path: ModelPath,
-    prompt: Annotated[str, typer.Option(help="Text to continue; empty for a new document.")] = "",
-    max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens to add.")] = 200,
+    prompt: Annotated[
+        list[str] | None, typer.Option(help="Text to continue; may be given often. Default: a new document.")
+    ] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(metavar="FILE", help='Prompts, one per line; of a .jsonl file each line\'s "prompt".')
+    ] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens to add to a prompt.")] = 200,
     temperature: Annotated[float, typer.Option(min=0, help="Divides the logits; 0 takes the most likely token.")] = 0.8,
     top_k: Annotated[int | None, typer.Option(min=1, help="Draw from the k most likely tokens.")] = None,
     top_p: Annotated[float | None, typer.Option(help="Draw from the fewest tokens holding this probability.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same text.")] = 0,
+    stop: Annotated[list[str] | None, typer.Option(help="A text ends before this string; may be given often.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per prompt, on a line.")] = False,
+    logprobs: Annotated[bool, typer.Option("--logprobs", help="With --json, of every token drawn.")] = False,
+    batch: Annotated[int, typer.Option(min=1, help="Prompts that are continued at one time.")] = 16,
+    mesh: Annotated[
+        str | None,
+        typer.Option(metavar="AXIS=N,...", help="As data=2,tensor=4; default: what the model and the prompts need."),
+    ] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="bfloat16 or float32; default: the run's, or as the device computes best.")
+    ] = None,
 ) -> None:
-    """Continue a text, printed as it is produced."""
-    from maxlm.evaluate.command import generate_text
+    """Continue texts, printed as they are produced."""
+    from maxlm.config import validate
+    from maxlm.evaluate.generation import generate_texts, read_prompts
+    from maxlm.evaluate.sampling import Sampling
 
-    for piece in generate_text(path, prompt, max_tokens, temperature, top_k, top_p, seed):
+    values = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+    options = {"sampling": validate(values, Sampling, "generate"), "max_tokens": max_tokens, "seed": seed}
+    options |= {"mesh": mesh, "dtype": dtype, "batch_size": batch, "stop_strings": stop or []}
+    texts = (prompt or []) + (read_prompts(prompts) if prompts else []) or [""]
+    for piece in generate_texts(path, texts, as_json=as_json, logprobs=logprobs, **options):
         sys.stdout.write(piece)
         sys.stdout.flush()
-    sys.stdout.write("\n")
 
 
 @app.command()

@@ -1,15 +1,9 @@
-"""What `maxlm eval` and `maxlm generate` do with a path."""
+"""What `maxlm eval` does with a path."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
-import jax
-import numpy as np
-
-from maxlm.config import validate
 from maxlm.data.shards import Shards
 from maxlm.errors import ConfigError
-from maxlm.evaluate.generate import Sampling, generate, stream_text
 from maxlm.evaluate.load import load_all
 from maxlm.evaluate.perplexity import Result, evaluate
 from maxlm.parallel import runtime
@@ -48,38 +42,6 @@ def evaluate_path(path: Path, data: list[str], sequences: int | None) -> dict[st
             progress=lambda batches, total, name=name: track(batches, f"evaluating {name}", total),
         )
     return results
-
-
-def generate_text(path: Path, prompt: str, max_tokens: int, temperature, top_k, top_p, seed: int) -> Iterator[str]:
-    """The prompt, then the pieces of text that continue it.
-
-    A space at the end of the prompt is drawn with the token that it begins: tokens carry the space before a word, so
-    after a space of its own the model has hardly seen a word start.
-    """
-    runtime.setup()
-    values = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
-    sampling = validate(values, Sampling, "generate")
-    loaded = load_all(path, jax.devices()[:1])
-    tokenizer, first = loaded.tokenizer, None
-    start = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
-    if prompt.endswith(" ") and (start or prompt != " "):
-        prompt = prompt[:-1]
-        texts = (tokenizer.decode([number]) for number in range(tokenizer.vocab_size))
-        first = np.zeros(loaded.config.model.vocab_size, bool)
-        first[: tokenizer.vocab_size] = [text.startswith(" ") for text in texts]
-    ids = start + tokenizer.encode(prompt)
-    drawn = generate(
-        loaded.graphdef,
-        loaded.params,
-        ids,
-        max_tokens=max_tokens,
-        sampling=sampling,
-        seed=seed,
-        eos_id=tokenizer.eos_id,
-        first=first,
-    )
-    yield prompt
-    yield from stream_text(tokenizer, ids, drawn)
 
 
 def _named(text: str) -> tuple[str, str]:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
 from maxlm import checkpoint, saved
 from maxlm.config import Config, MeshConfig, validate
@@ -15,8 +15,9 @@ from maxlm.data.shards import TokenizerEntry
 from maxlm.data.tokenizer import Tokenizer
 from maxlm.errors import DataError
 from maxlm.model import decoder
+from maxlm.model.layers import is_cast
 from maxlm.parallel.mesh import build_mesh
-from maxlm.parallel.sharding import tree_shardings
+from maxlm.parallel.sharding import check_divisible, tree_shardings
 
 
 @dataclass(frozen=True)
@@ -49,29 +50,31 @@ def load(path: str | Path) -> tuple[decoder.Decoder, Tokenizer]:
     return loaded.model, loaded.tokenizer
 
 
-def load_all(path: str | Path, devices: list[jax.Device] | None = None) -> Loaded:
+def load_all(path: str | Path, *, mesh: Mesh | None = None, dtype: str | None = None) -> Loaded:
     """Read a run directory's newest checkpoint, or the checkpoint directory given; parameters alone are read.
 
-    They are spread over the given devices (default: all) along `embed`, whatever mesh wrote them. Raises
-    `DataError` naming the path when there is nothing to load.
+    They are placed on the mesh, by default on all devices along `embed`, whatever mesh wrote them. With `dtype`
+    matrices and tables are kept in that type, in which the model computes: its numbers are the same, its memory less.
+    Raises `DataError` naming the path when there is nothing to load, `ConfigError` where an axis does not divide.
     """
     directory, run, config = find(path)
-    devices = jax.devices() if devices is None else devices
-    if config.model.embed_dim % len(devices):
-        devices = devices[:1]
-    mesh = build_mesh(MeshConfig(), devices)
-    platform, device_kind = devices[0].platform, devices[0].device_kind
-    dtype = "float32" if platform == "cpu" else "bfloat16"
-    if config.precision.compute != "auto":
-        dtype = config.precision.compute
-    options = {"params_dtype": jnp.dtype(config.precision.params), "dtype": jnp.dtype(dtype)}
-    options |= {"platform": platform, "device_kind": device_kind}
+    if mesh is None:
+        devices = jax.devices()
+        mesh = build_mesh(MeshConfig(), devices[:1] if config.model.embed_dim % len(devices) else devices)
+    device = mesh.devices.flat[0]
+    computed = dtype or config.precision.compute
+    if computed == "auto":
+        computed = "float32" if device.platform == "cpu" else "bfloat16"
+    options = {"params_dtype": jnp.dtype(config.precision.params), "dtype": jnp.dtype(computed)}
+    options |= {"platform": device.platform, "device_kind": device.device_kind}
     graphdef, shapes, axes = decoder.abstract(config.model, **options)
-    abstract = jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        shapes,
-        tree_shardings(axes, shapes, mesh),
-    )
+
+    def placed(leaf: jax.ShapeDtypeStruct, sharding: NamedSharding, names: tuple[str, ...]) -> jax.ShapeDtypeStruct:
+        check_divisible(names, leaf.shape, mesh)
+        narrow = dtype is not None and is_cast(names) and options["dtype"].itemsize < leaf.dtype.itemsize
+        return jax.ShapeDtypeStruct(leaf.shape, options["dtype"] if narrow else leaf.dtype, sharding=sharding)
+
+    abstract = jax.tree.map(placed, shapes, tree_shardings(axes, shapes, mesh), axes)
     items, _ = checkpoint.restore(directory, {"params": abstract})
     tokenizer = Tokenizer(directory.parents[1] / "tokenizer", TokenizerEntry.model_validate(run["tokenizer"]))
     return Loaded(config, graphdef, items["params"], tokenizer, mesh, int(run["step"]))

@@ -67,6 +67,12 @@ def is_matrix(axes: tuple[str, ...]) -> bool:
     return axes not in (TABLE, POSITIONS) and not WIDTHS.isdisjoint(axes)
 
 
+def is_cast(axes: tuple[str, ...]) -> bool:
+    """Whether a parameter with these logical axes is used in the compute type alone: matrices but the router's, and
+    tables."""
+    return not WIDTHS.isdisjoint(axes) and "experts_router" not in axes
+
+
 def bias(present: bool, shape: tuple[int, ...], axes: tuple[str, ...], dtype) -> nnx.Param | None:
     """What is added to a product, zero at first; None where it has no bias."""
     return nnx.Param(jnp.zeros(shape, dtype), logical_axes=axes) if present else None
