@@ -6,40 +6,19 @@ one that kernels.py chooses.
 
 import functools
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from maxlm.model import kernels
+from maxlm.model.cache import KEYS, KeyValues
 from maxlm.model.flash import flash_attention
 from maxlm.model.mask import capped, visible
 from maxlm.model.ring import ring_attention, tiled_attention
 from maxlm.model.splash import splash_attention
 from maxlm.parallel.batch import sequence_order
 from maxlm.parallel.sharding import axis_size, manual, shard
-
-
-class KeyValues(NamedTuple):
-    """What decoding remembers of one layer: keys and values of the first `length` of T slots."""
-
-    key_BTKE: jax.Array
-    value_BTKE: jax.Array | None  # None where keys are the values
-    segment_ids_BT: jax.Array  # 0 where a slot holds padding
-    length: jax.Array  # int32 scalar
-
-    def append(self, k_BSKE: jax.Array, v_BSKE: jax.Array | None, segment_ids_BS: jax.Array) -> "KeyValues":
-        def write(slots, new):
-            start = (0, self.length) + (0,) * (slots.ndim - 2)
-            return jax.lax.dynamic_update_slice(slots, new.astype(slots.dtype), start)
-
-        return KeyValues(
-            write(self.key_BTKE, k_BSKE),
-            None if self.value_BTKE is None else write(self.value_BTKE, v_BSKE),
-            write(self.segment_ids_BT, segment_ids_BS),
-            self.length + k_BSKE.shape[1],
-        )
 
 
 @dataclass(frozen=True)
@@ -65,8 +44,8 @@ def attend(q_BSHE, k_BSKE, v_BSKE, segment_ids_BS, cache: KeyValues | None, how:
     implementation needs, and the extended cache. Padding (segment 0) sees only padding, so no row of the softmax is
     empty. (cudnn alone lets padding at a row's end see the text before it; nothing reads what comes of that.)
     """
-    if cache is None:
-        k_BSKE, v_BSKE = _per_shard(k_BSKE), _per_shard(v_BSKE)
+    if cache is None:  # which keeps what there is, once
+        k_BSKE, v_BSKE = (_per_shard(x, "sequence") for x in (k_BSKE, v_BSKE))
     shards, name = axis_size("context"), _choose(q_BSHE, v_BSKE, cache, how, prefix_BS is not None)
     if name == "reference":
         return _attend_by_reference(q_BSHE, k_BSKE, v_BSKE, segment_ids_BS, cache, how, prefix_BS)
@@ -107,13 +86,14 @@ def _choose(q_BSHE, v_BSKE, cache: KeyValues | None, how: Attended, prefix: bool
 def _attend_by_reference(q_BSHE, k_BSKE, v_BSKE, segment_ids_BS, cache: KeyValues | None, how: Attended, prefix_BS):
     segments_BT, prefix_BT = segment_ids_BS, prefix_BS
     if cache is not None:
-        first, cache = cache.length, cache.append(k_BSKE, v_BSKE, segment_ids_BS)
-        k_BSKE, segments_BT = cache.key_BTKE, cache.segment_ids_BT
-        v_BSKE = k_BSKE if cache.value_BTKE is None else cache.value_BTKE
-        index_S, index_T = first + jnp.arange(q_BSHE.shape[1]), jnp.arange(k_BSKE.shape[1])
+        index_S = cache.length + jnp.arange(q_BSHE.shape[1])
+        seen, cache = cache.extend(k_BSKE, v_BSKE, segment_ids_BS, how.window)
+        k_BSKE = _per_shard(seen.key_BTKE, None)
+        v_BSKE = k_BSKE if seen.value_BTKE is None else _per_shard(seen.value_BTKE, None)
+        segments_BT, index_T = seen.segment_ids_BT, seen.number_T
     else:
         index_S = index_T = jnp.asarray(sequence_order(q_BSHE.shape[1], axis_size("context")))
-        k_BSKE, v_BSKE = (shard(x, "batch", None, "kv_heads", None) for x in (k_BSKE, v_BSKE))
+        k_BSKE, v_BSKE = (shard(x, *KEYS) for x in (k_BSKE, v_BSKE))
         segments_BT = shard(segment_ids_BS, "batch", None)
         prefix_BT = None if prefix_BS is None else shard(prefix_BS, "batch", None)
     allowed_BST = visible(index_S, index_T, segment_ids_BS, segments_BT, how.window, prefix_BS, prefix_BT)
@@ -132,12 +112,12 @@ def _cudnn(q_BSHE, k_BSKE, v_BSKE, segment_ids_BS, window: int | None) -> jax.Ar
     return checkpoint_name(mixed_BSHE, "attention")
 
 
-def _per_shard(k_BSKE: jax.Array) -> jax.Array:
+def _per_shard(k_BSKE: jax.Array, sequence: str | None) -> jax.Array:
     """Key/value heads repeated until every tensor shard has one; every shard has computed them all."""
     shards, heads = axis_size("tensor"), k_BSKE.shape[2]
     if heads >= shards:
         return k_BSKE
-    return shard(jnp.repeat(k_BSKE, shards // heads, axis=2), "batch", "sequence", "kv_heads", None)
+    return shard(jnp.repeat(k_BSKE, shards // heads, axis=2), "batch", sequence, "kv_heads", None)
 
 
 def reference(q_BSHE, k_BTKE, v_BTKE, allowed_BST, softcap: float | None = None) -> jax.Array:

@@ -8,7 +8,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from maxlm.config import ModelConfig
-from maxlm.model.attention import KeyValues
+from maxlm.model.cache import Caches, KeyValues
 from maxlm.model.latent import LatentAttention
 from maxlm.model.layers import MLP, Attention, Options, RematPolicy, is_matrix
 from maxlm.model.moe import MoE, RouterStats
@@ -46,8 +46,7 @@ class Places(NamedTuple):
     lengths_BS: jax.Array | None = None  # of the document, where rotations depend on it: `rotation_lengths`
 
 
-Caches = dict[str, KeyValues]  # per position of the pattern, every leaf with a leading axis over the blocks
-Routers = dict[str, RouterStats]  # per position with experts, likewise
+Routers = dict[str, RouterStats]  # per position with experts, every leaf with a leading axis over the blocks
 
 
 class Layer(nnx.Module):
@@ -103,12 +102,14 @@ def _cast(dtype, _, param):
     return param.replace(param[...].astype(dtype)) if is_matrix(axes) and "experts_router" not in axes else param
 
 
-def run_blocks(stacks: dict, x_BSD, places: Places, config: ModelConfig, options: Options, caches=None):
+def run_blocks(
+    stacks: dict, x_BSD, places: Places, config: ModelConfig, options: Options, caches: Caches | None = None
+):
     """Blocks of layers, one after the other.
 
     Args:
         stacks: per position of the pattern (graphdef, parameters with a leading axis over the blocks).
-        caches: as many blocks of `Caches`, or None.
+        caches: per position of the pattern, likewise with a leading axis; or None.
     Returns: the rows, the extended caches, and the routers' statistics with a leading axis over the blocks.
     """
     rope = rotations(places.positions_BS, config, places.lengths_BS)

@@ -19,8 +19,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from maxlm.config import ModelConfig
-from maxlm.model.attention import KeyValues
-from maxlm.model.block import WHOLE, Caches, Layer, Places, Routers, checkpointed, checkpointed_stage, run_blocks
+from maxlm.model.block import WHOLE, Layer, Places, Routers, checkpointed, checkpointed_stage, run_blocks
+from maxlm.model.cache import Caches, KeyValues, empty_keys, empty_text
 from maxlm.model.layers import POSITIONS, TABLE, Options, look_up, parameter, weight
 from maxlm.model.norms import stream_norm
 from maxlm.model.positions import rotation_lengths, rotations
@@ -31,6 +31,8 @@ DEFAULT = Options()
 
 # Names of the leading axes of stacked parameters, the last one where there is one alone.
 STACK_AXES = ("repeats", "layers")
+
+TEXT = "text"  # the name of the tokens themselves among the caches
 
 
 class Hidden(NamedTuple):
@@ -83,6 +85,8 @@ class Decoder(nnx.Module):
         """
         if prefix is not None and caches is not None:
             raise ValueError("found a prefix and caches; decoding with a cache is causal, leave one of them out")
+        if caches is not None and axis_size("pipeline") * axis_size("context") > 1:
+            raise ValueError("found caches on a mesh with pipeline or context; decode on one without these axes")
         if segment_ids is None:
             segment_ids = jnp.ones_like(tokens_BS)
         if positions is None:
@@ -90,15 +94,43 @@ class Decoder(nnx.Module):
             if rows is not None and tokens_BS.shape[1] > rows:
                 raise ValueError(f"{tokens_BS.shape[1]} tokens in a row, found {rows} learned positions")
             positions = jnp.broadcast_to(jnp.arange(tokens_BS.shape[1]), tokens_BS.shape)
-        options = self.options
-        x_BSD = self._embed(tokens_BS, positions)
-        places = Places(segment_ids, positions, prefix, rotation_lengths(segment_ids, positions, self.config))
+        if caches is not None and TEXT in caches:
+            return self._extend(tokens_BS, segment_ids, positions, caches)
+        lengths = rotation_lengths(segment_ids, positions, self.config)
+        return self._pass(tokens_BS, Places(segment_ids, positions, prefix, lengths), caches)
+
+    def _pass(self, tokens_BS, places: Places, caches: Caches | None) -> Hidden:
+        """Tokens through all layers."""
+        x_BSD, options = self._embed(tokens_BS, places.positions_BS), self.options
         x_BSD, caches = self._run_first(x_BSD, places, caches)
         blocks = None if caches is None else {position: caches[position] for position in self.blocks}
         x_BSD, blocks, routers = self._run_blocks(x_BSD, places, blocks)
         caches = None if caches is None else caches | blocks
         normed_BSD = shard(self.final_norm(x_BSD), *options.residual)
         return Hidden(reshard(normed_BSD, WHOLE, options.residual), caches, routers)
+
+    def _extend(self, tokens_BS, segment_ids_BS, positions_BS, caches: Caches) -> Hidden:
+        """Decoding where rotations depend on the length of a document.
+
+        Whenever new tokens change them for earlier ones, all tokens pass the layers again. With longrope that is once,
+        where a document outgrows `original_length`; with dynamic at every call from there on.
+        """
+        before, caches = caches[TEXT], {name: cache for name, cache in caches.items() if name != TEXT}
+        text, count = before.extend(tokens_BS, segment_ids_BS, positions_BS, self.config), tokens_BS.shape[1]
+
+        def new_ones(caches: Caches) -> Hidden:
+            lengths_BS = jax.lax.dynamic_slice_in_dim(text.lengths_BT, before.length, count, axis=1)
+            return self._pass(tokens_BS, Places(segment_ids_BS, positions_BS, None, lengths_BS), caches)
+
+        def all_of_them(caches: Caches) -> Hidden:
+            # The new tokens come last, and the next ones take the slots of the padding before the text.
+            tokens_BT, segment_ids_BT, positions_BT, lengths_BT = text.right_aligned()
+            places = Places(segment_ids_BT, positions_BT, None, lengths_BT)
+            hidden = self._pass(tokens_BT, places, jax.tree.map(jnp.zeros_like, caches))
+            return hidden._replace(x_BSD=hidden.x_BSD[:, -count:])
+
+        hidden = jax.lax.cond(text.outdates(before), all_of_them, new_ones, caches)
+        return hidden._replace(caches=hidden.caches | {TEXT: text})
 
     def output_matrix(self) -> jax.Array:
         """[D, V] in the compute type; the transposed embedding table where the two are tied."""
@@ -117,22 +149,26 @@ class Decoder(nnx.Module):
         return shard(logits_BSV, "batch", "sequence", "vocab")
 
     def empty_caches(self, batch: int, slots: int) -> Caches:
-        """Caches for `slots` tokens of `batch` rows."""
+        """Caches for `slots` tokens of `batch` rows; at most as many as its window is wide in a layer that has one.
+
+        A layer takes 2 K E numbers of the compute type a slot and row, or with `latent` those of the latent and the
+        rotated key. On the mesh set by `jax.set_mesh` rows are
+        sharded as a batch and heads over `tensor`.
+        """
         config = self.config
 
-        def empty(*stack: int) -> KeyValues:
-            # Arrays of their own: callers donate them.
-            def zeros(heads: int, width: int) -> jax.Array:
-                return jnp.zeros((*stack, batch, slots, heads, width), self.options.dtype)
+        def empty(number: int, *stack: int) -> KeyValues:
+            window, heads, width = config.window_of(number), config.num_kv_heads, config.head_dim
+            if config.latent is not None:  # one key for all heads, whose first part is the value
+                heads, width = 1, config.latent.kv_rank + config.latent.rope_head_dim
+            shape = (batch, min(slots, window or slots), heads, width)
+            return empty_keys(shape, config.latent is None, self.options.dtype, stack)
 
-            if (latent := config.latent) is not None:
-                key, value = zeros(1, latent.kv_rank + latent.rope_head_dim), None
-            else:
-                key, value = (zeros(config.num_kv_heads, config.head_dim) for _ in range(2))
-            return KeyValues(key, value, jnp.zeros((*stack, batch, slots), jnp.int32), jnp.zeros(stack, jnp.int32))
-
-        first = {f"first{number}": empty() for number in range(config.first_layers)}
-        return first | {position: empty(config.num_blocks) for position in self.blocks}
+        first = config.first_layers
+        caches: Caches = {f"first{number}": empty(number) for number in range(first)}
+        caches |= {position: empty(first + int(position), config.num_blocks) for position in self.blocks}
+        by_length = config.rope.by_length and config.learned_positions is None
+        return caches | ({TEXT: empty_text(batch, slots)} if by_length else {})
 
     def _embed(self, tokens_BS, positions) -> jax.Array:
         """The rows [B, S, D] that the layers begin with."""

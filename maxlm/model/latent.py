@@ -15,7 +15,8 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from maxlm.config import ModelConfig
-from maxlm.model.attention import KeyValues, attend
+from maxlm.model.attention import attend
+from maxlm.model.cache import KeyValues
 from maxlm.model.layers import Options, attended, parameter, weight
 from maxlm.model.norms import Norm
 from maxlm.model.positions import Rotations, Tables, apply_rope

