@@ -12,6 +12,22 @@ GPT2 = {
     "norm": "layer",
 }
 
+# One layer, then once the pattern; caps that bend.
+GEMMA2 = {
+    "num_layers": 3,
+    "activation": "gelu",
+    "tie_embeddings": True,
+    "scale_embeddings": True,
+    "rope": {"theta": 100.0},
+    "window": (5, None),
+    "attention_softcap": 2.0,
+    "logit_softcap": 3.0,
+    "query_scale": 0.4,
+    "norm_place": "both",
+    "norm_offset": True,
+    "norm_eps": 1e-6,
+}
+
 # Two layers, then once the pattern.
 GEMMA3 = {
     "num_layers": 5,
@@ -50,4 +66,4 @@ DEEPSEEK = {
     },
 }
 
-FAMILIES = {"gpt2": GPT2, "gemma3": GEMMA3, "olmo2": OLMO2, "qwen": QWEN, "deepseek": DEEPSEEK}
+FAMILIES = {"gpt2": GPT2, "gemma2": GEMMA2, "gemma3": GEMMA3, "olmo2": OLMO2, "qwen": QWEN, "deepseek": DEEPSEEK}

@@ -30,7 +30,8 @@ class Float64Decoder:
             out = self.experts(params["mlp"], read, segments) if has_experts else self.mlp(params["mlp"], read)
             x = x + self.norm(out, params.get("mlp_out_norm"))
         output = self.params["embedding"].T if config.tie_embeddings else self.params["output"]
-        return self.norm(x, self.params["final_norm"]) @ output
+        logits, cap = self.norm(x, self.params["final_norm"]) @ output, config.logit_softcap
+        return cap * np.tanh(logits / cap) if cap else logits
 
     def layer_params(self, layer: int) -> dict:
         """Layers before the blocks have their own parameters; of the others one stack holds every n-th."""
@@ -193,6 +194,8 @@ class Float64Decoder:
     def activate(self, x: np.ndarray) -> np.ndarray:
         if self.config.activation == "silu":
             return x / (1 + np.exp(-x))
+        if self.config.activation == "gelu_exact":
+            return x / 2 * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))
         return x / 2 * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
 
     def experts(self, params: dict, x: np.ndarray, segments) -> np.ndarray:
@@ -204,9 +207,17 @@ class Float64Decoder:
             logits = row @ params["router"]
             scores = np.exp(logits) / np.exp(logits).sum() if moe.scores == "softmax" else 1 / (1 + np.exp(-logits))
             preference = scores + params["bias"] if moe.balance == "bias" else scores
-            chosen = sorted(range(moe.num_experts), key=lambda expert: -preference[expert])[: moe.experts_per_token]
+            chosen = sorted(self.in_best_groups(preference), key=lambda expert: -preference[expert])
+            chosen = chosen[: moe.experts_per_token]
             total = scores[chosen].sum() if moe.normalize else 1.0
             for expert in chosen:
                 own = {name: params[name][expert] for name in ("gate", "up", "down")}
                 out[token] += moe.scale * scores[expert] / total * self.mlp(own, row)
         return out
+
+    def in_best_groups(self, preference: np.ndarray) -> list[int]:
+        """The experts of the groups whose best one, or whose two best ones together, are preferred."""
+        moe = self.config.moe
+        groups, best = np.split(np.arange(moe.num_experts), moe.groups), {"max": 1, "top2": 2}[moe.group_score]
+        groups = sorted(groups, key=lambda group: -np.sort(preference[group])[-best:].sum())
+        return [expert for group in groups[: moe.groups_per_token] for expert in group]

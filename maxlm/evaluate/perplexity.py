@@ -71,7 +71,8 @@ def _sums(graphdef: nnx.GraphDef, chunk: int, params: dict, batch: dict) -> tupl
     """Nats and target counts per row, float32 and int32 [B]."""
     model = nnx.merge(graphdef, params)
     x_BSD = model.hidden(batch["tokens"], batch["segment_ids"], batch["positions"]).x_BSD
-    _, nll_B = cross_entropy(x_BSD, model.output_matrix(), batch["targets"], batch["weights"], chunk, 0.0)
+    targets, softcap = (batch["targets"], batch["weights"]), model.config.logit_softcap
+    _, nll_B = cross_entropy(x_BSD, model.output_matrix(), *targets, chunk, 0.0, softcap)
     return nll_B, jnp.sum(batch["weights"].astype(jnp.int32), axis=1)
 
 

@@ -22,6 +22,7 @@ from maxlm.config import ModelConfig
 from maxlm.model.block import WHOLE, Layer, Places, Routers, checkpointed, checkpointed_stage, run_blocks
 from maxlm.model.cache import Caches, KeyValues, empty_keys, empty_text
 from maxlm.model.layers import POSITIONS, TABLE, Options, look_up, parameter, weight
+from maxlm.model.mask import capped
 from maxlm.model.norms import stream_norm
 from maxlm.model.positions import rotation_lengths, rotations
 from maxlm.parallel.pipeline import pipeline
@@ -145,8 +146,9 @@ class Decoder(nnx.Module):
         return matrix_DV.astype(self.options.dtype), axes
 
     def logits(self, x_BSD: jax.Array) -> jax.Array:
+        """Float32 [B, S, V] of final hidden states, capped where the model caps them."""
         logits_BSV = jnp.einsum("BSD,DV->BSV", x_BSD, self.output_matrix(), preferred_element_type=jnp.float32)
-        return shard(logits_BSV, "batch", "sequence", "vocab")
+        return shard(capped(logits_BSV, self.config.logit_softcap), "batch", "sequence", "vocab")
 
     def empty_caches(self, batch: int, slots: int) -> Caches:
         """Caches for `slots` tokens of `batch` rows; at most as many as its window is wide in a layer that has one.

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from maxlm.model.mask import capped, slope
 from maxlm.parallel.sharding import manual, reduce_scatter, split_axes
 
 TOKENS, ROWS = ("batch", "sequence"), ("batch",)
@@ -27,10 +28,13 @@ class TokenLosses(NamedTuple):
     is_target_BCV: jax.Array
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
-def cross_entropy(x_BSD, output_DV, targets_BS, weights_BS, chunk: int, z_loss: float, per_token: bool = False):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6, 7))
+def cross_entropy(
+    x_BSD, output_DV, targets_BS, weights_BS, chunk: int, z_loss: float, softcap: float | None, per_token: bool = False
+):
     """Weighted cross-entropy summed over the batch: (sum + z_loss * sum of squared log-partitions, sums per row [B]).
 
+    With `softcap` all is of the capped logits, softcap * tanh(logits / softcap) (Gemma 2, section 2).
     With `per_token` the second result is the loss of every target [B, S], in nats, without its weight; where the weight
     is 0 it is 0.
 
@@ -43,7 +47,7 @@ def cross_entropy(x_BSD, output_DV, targets_BS, weights_BS, chunk: int, z_loss: 
     def run(x_BSD, output_DV, targets_BS, weights_BS):
         def step(total, inputs):
             x_BCD, targets_BC, weights_BC = inputs
-            found = token_losses(_silenced(x_BCD, weights_BC), output_DV, targets_BC)
+            found = token_losses(_silenced(x_BCD, weights_BC), output_DV, targets_BC, softcap)
             return _added(total, found, weights_BC, z_loss), of_targets(found.nll_BC, weights_BC) if per_token else None
 
         chunks = tuple(_chunked(array, chunk) for array in (x_BSD, targets_BS, weights_BS))
@@ -54,14 +58,16 @@ def cross_entropy(x_BSD, output_DV, targets_BS, weights_BS, chunk: int, z_loss: 
     return run(x_BSD, output_DV, targets_BS, weights_BS)
 
 
-def _forward(x_BSD, output_DV, targets_BS, weights_BS, chunk: int, z_loss: float, per_token: bool):
+def _forward(
+    x_BSD, output_DV, targets_BS, weights_BS, chunk: int, z_loss: float, softcap: float | None, per_token: bool
+):
     def run(x_BSD, output_DV, targets_BS, weights_BS):
         def step(carry, inputs):
             total, d_output_DV = carry
             x_BCD, targets_BC, weights_BC = inputs
             x_BCD = _silenced(x_BCD, weights_BC)
-            found = token_losses(x_BCD, output_DV, targets_BC)
-            d_logits_BCV = _d_logits(found, weights_BC, z_loss).astype(x_BCD.dtype)
+            found = token_losses(x_BCD, output_DV, targets_BC, softcap)
+            d_logits_BCV = _d_logits(found, weights_BC, z_loss, softcap).astype(x_BCD.dtype)
             d_output_DV += jnp.einsum("BCD,BCV->DV", x_BCD, d_logits_BCV, preferred_element_type=jnp.float32)
             dx_BCD = jnp.einsum("BCV,DV->BCD", d_logits_BCV, output_DV, preferred_element_type=jnp.float32)
             dx_BCD = jax.lax.psum(dx_BCD.astype(x_BCD.dtype), split_axes("vocab"))
@@ -85,7 +91,7 @@ def _forward(x_BSD, output_DV, targets_BS, weights_BS, chunk: int, z_loss: float
     return total, (dx_BSD, d_output_DV.astype(output_DV.dtype))
 
 
-def _backward(chunk: int, z_loss: float, per_token: bool, gradients, cotangents):
+def _backward(chunk: int, z_loss: float, softcap: float | None, per_token: bool, gradients, cotangents):
     dx_BSD, d_output_DV = gradients
     scale = cotangents[0]
     return (dx_BSD * scale).astype(dx_BSD.dtype), (d_output_DV * scale).astype(d_output_DV.dtype), None, None
@@ -94,10 +100,10 @@ def _backward(chunk: int, z_loss: float, per_token: bool, gradients, cotangents)
 cross_entropy.defvjp(_forward, _backward)
 
 
-def token_losses(x_BCD, output_DV, targets_BC) -> TokenLosses:
-    """Losses of positions, whose logits these are, against this device's part of the vocabulary."""
+def token_losses(x_BCD, output_DV, targets_BC, softcap: float | None) -> TokenLosses:
+    """Losses of positions, whose hidden states these are, against this device's part of the vocabulary."""
     axes = split_axes("vocab")
-    logits_BCV = jnp.einsum("BCD,DV->BCV", x_BCD, output_DV, preferred_element_type=jnp.float32)
+    logits_BCV = capped(jnp.einsum("BCD,DV->BCV", x_BCD, output_DV, preferred_element_type=jnp.float32), softcap)
     largest_BC = jnp.max(logits_BCV, axis=-1)
     if axes:
         largest_BC = jax.lax.pmax(largest_BC, axes)
@@ -111,11 +117,15 @@ def token_losses(x_BCD, output_DV, targets_BC) -> TokenLosses:
     return TokenLosses(log_partition_BC - target_BC, log_partition_BC, logits_BCV, is_target_BCV)
 
 
-def _d_logits(found: TokenLosses, weights_BC, z_loss: float) -> jax.Array:
-    """Gradient of the regularised loss by the logits, float32 [B, C, V]: softmax - target, times the weight."""
+def _d_logits(found: TokenLosses, weights_BC, z_loss: float, softcap: float | None) -> jax.Array:
+    """Gradient of the regularised loss by the logits, float32 [B, C, V]: softmax - target, times the weight.
+
+    With a soft cap by the logits before it.
+    """
     softmax_BCV = jnp.exp(found.logits_BCV - found.log_partition_BC[..., None])
     by_partition_BC = 1.0 + 2.0 * z_loss * found.log_partition_BC
-    return (softmax_BCV * by_partition_BC[..., None] - found.is_target_BCV) * weights_BC[..., None]
+    d_logits_BCV = (softmax_BCV * by_partition_BC[..., None] - found.is_target_BCV) * weights_BC[..., None]
+    return d_logits_BCV if softcap is None else d_logits_BCV * slope(found.logits_BCV, softcap)
 
 
 def _silenced(x_BCD, weights_BC):

@@ -23,5 +23,10 @@ def visible(index_S, index_T, segments_BS, segments_BT, window: int | None, pref
 
 
 def capped(scores: jax.Array, softcap: float | None) -> jax.Array:
-    """Scores bounded to +-softcap by tanh (Gemma 2, section 2), or as they are."""
+    """Scores, or logits, bounded to +-softcap by tanh (Gemma 2, section 2), or as they are."""
     return scores if softcap is None else softcap * jnp.tanh(scores / softcap)
+
+
+def slope(capped_scores: jax.Array, softcap: float) -> jax.Array:
+    """The derivative of `capped` where these are its values."""
+    return 1 - jnp.square(capped_scores / softcap)

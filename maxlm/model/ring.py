@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
-from maxlm.model.mask import capped, visible
+from maxlm.model.mask import capped, slope, visible
 
 # Positions of a block. Float32 scores of 512 x 512 positions and 32 heads are 32 MiB a row of the batch; smaller blocks
 # read and write the running sums more often, larger ones take more memory for little.
@@ -139,7 +139,7 @@ def _tile_backward(queries, keys, dq_BKRE, d_keys, window: int | None, softcap: 
     d_weights_BKRT = _product("BKRE,BKTE->BKRT", d_out_BKRE, v_BKTE)
     d_scores_BKRT = weights_BKRT * (d_weights_BKRT - dot_BKR[..., None])
     if softcap is not None:
-        d_scores_BKRT *= 1 - jnp.square(scores_BKRT / softcap)  # the derivative of tanh
+        d_scores_BKRT *= slope(scores_BKRT, softcap)
     d_scores_BKRT = d_scores_BKRT.astype(q_BKRE.dtype)
     dq_BKRE += _product("BKRT,BKTE->BKRE", d_scores_BKRT, k_BKTE)
     dk_BKTE += _product("BKRT,BKRE->BKTE", d_scores_BKRT, q_BKRE)

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from maxlm.model.loss import HIDDEN, ROWS, TOKENS, of_targets, over_devices
+from maxlm.model.mask import capped, slope
 from maxlm.parallel.sharding import all_gather, manual, reduce_scatter, split_axes
 
 Axes = tuple[str | None, str | None]
@@ -28,21 +29,39 @@ class Partition(NamedTuple):
     target: jax.Array  # logit of the target
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6, 7))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6, 7, 8))
 def cross_entropy_by_vocabulary(
-    x_BSD, output_DV, targets_BS, weights_BS, axes: Axes, block: int, z_loss: float, per_token: bool = False
+    x_BSD,
+    output_DV,
+    targets_BS,
+    weights_BS,
+    axes: Axes,
+    block: int,
+    z_loss: float,
+    softcap: float | None,
+    per_token: bool = False,
 ):
     """As `loss.cross_entropy`: (sum + z_loss * sum of squared log-partitions, sums per row [B] or per token [B, S]).
 
     The output matrix comes as it is stored, with these logical axes, in the compute type. `block` is the number of
     tokens whose logits exist at one time; under tensor parallelism each shard of the vocabulary has its own blocks.
     """
-    return _forward(x_BSD, output_DV, targets_BS, weights_BS, axes, block, z_loss, per_token)[0]
+    return _forward(x_BSD, output_DV, targets_BS, weights_BS, axes, block, z_loss, softcap, per_token)[0]
 
 
-def _forward(x_BSD, output_DV, targets_BS, weights_BS, axes: Axes, block: int, z_loss: float, per_token: bool):
+def _forward(
+    x_BSD,
+    output_DV,
+    targets_BS,
+    weights_BS,
+    axes: Axes,
+    block: int,
+    z_loss: float,
+    softcap: float | None,
+    per_token: bool,
+):
     def run(x_BSD, output_DV, targets_BS, weights_BS):
-        blocks = _Blocks(output_DV, axes, block, targets_BS)
+        blocks = _Blocks(output_DV, axes, block, targets_BS, softcap)
         x_RD = _rows(x_BSD, weights_BS)
 
         def step(found: Partition, inputs):
@@ -67,11 +86,11 @@ def _forward(x_BSD, output_DV, targets_BS, weights_BS, axes: Axes, block: int, z
     return result, (x_BSD, output_DV, targets_BS, weights_BS, log_partition_BS)
 
 
-def _backward(axes: Axes, block: int, z_loss: float, per_token: bool, residuals, cotangents):
+def _backward(axes: Axes, block: int, z_loss: float, softcap: float | None, per_token: bool, residuals, cotangents):
     x_BSD, output_DV, targets_BS, weights_BS, log_partition_BS = residuals
 
     def run(x_BSD, output_DV, targets_BS, weights_BS, log_partition_BS, scale):
-        blocks = _Blocks(output_DV, axes, block, targets_BS)
+        blocks = _Blocks(output_DV, axes, block, targets_BS, softcap)
         x_RD, log_partition_R = _rows(x_BSD, weights_BS), log_partition_BS.reshape(-1)
         weight_R = (weights_BS * scale).reshape(-1)
         by_partition_R = 1.0 + 2.0 * z_loss * log_partition_R
@@ -82,6 +101,8 @@ def _backward(axes: Axes, block: int, z_loss: float, per_token: bool, residuals,
             logits_RW, is_target_RW = blocks.logits(x_RD, w_DW, number, gathered=True)
             softmax_RW = jnp.exp(logits_RW - log_partition_R[:, None])
             d_logits_RW = (softmax_RW * by_partition_R[:, None] - is_target_RW) * weight_R[:, None]
+            if softcap is not None:  # where padding has logits of minus infinity, and no gradient
+                d_logits_RW *= jnp.where(jnp.isfinite(logits_RW), slope(logits_RW, softcap), 0.0)
             d_logits_RW = d_logits_RW.astype(x_RD.dtype)
             dx_RD += jnp.einsum("RW,DW->RD", d_logits_RW, w_DW, preferred_element_type=jnp.float32)
             dw_DW = jnp.einsum("RD,RW->DW", x_RD, d_logits_RW, preferred_element_type=jnp.float32)
@@ -105,8 +126,8 @@ cross_entropy_by_vocabulary.defvjp(_forward, _backward)
 class _Blocks:
     """A device's part of the vocabulary in blocks, the last of which may be padded."""
 
-    def __init__(self, output_DV, axes: Axes, block: int, targets_BS):
-        self.axes, self.size = axes, output_DV.shape[1]
+    def __init__(self, output_DV, axes: Axes, block: int, targets_BS, softcap: float | None):
+        self.axes, self.size, self.softcap = axes, output_DV.shape[1], softcap
         self.width = min(block, self.size)
         count = -(-self.size // self.width)
         padded_DV = jnp.pad(output_DV, ((0, 0), (0, count * self.width - self.size)))
@@ -121,9 +142,9 @@ class _Blocks:
         return all_gather(w_DW, 0, self.axes[0]) if self.axes[0] else w_DW
 
     def logits(self, x_RD, w_DW, number, gathered: bool = False) -> tuple[jax.Array, jax.Array]:
-        """Logits of a block, float32 [R, W], where it is padded minus infinity; and where the targets are."""
+        """Capped logits of a block, float32 [R, W], where it is padded minus infinity; and where the targets are."""
         w_DW = w_DW if gathered else self.gathered(w_DW)
-        logits_RW = jnp.einsum("RD,DW->RW", x_RD, w_DW, preferred_element_type=jnp.float32)
+        logits_RW = capped(jnp.einsum("RD,DW->RW", x_RD, w_DW, preferred_element_type=jnp.float32), self.softcap)
         token_W = number * self.width + jnp.arange(self.width)
         if self.size % self.width:
             logits_RW = jnp.where(token_W < self.size, logits_RW, -jnp.inf)

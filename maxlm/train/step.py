@@ -147,10 +147,11 @@ def _loss(params: dict, batch: Batch, plan: Blueprint) -> tuple[jax.Array, Count
 def _cross_entropy(model: Decoder, x_BSD, targets_BS, weights_BS, plan: Blueprint, per_token: bool):
     """(regularised loss summed, sums per row [B] or loss per token [B, S]), in parts as the configuration says."""
     config, arguments = plan.config.loss, (targets_BS, weights_BS)
+    how = (config.z_loss, model.config.logit_softcap, per_token)
     if config.split == "vocabulary":
         matrix_DV, axes = model.stored_output()
-        return cross_entropy_by_vocabulary(x_BSD, matrix_DV, *arguments, axes, config.block, config.z_loss, per_token)
-    return cross_entropy(x_BSD, model.output_matrix(), *arguments, config.chunk, config.z_loss, per_token)
+        return cross_entropy_by_vocabulary(x_BSD, matrix_DV, *arguments, axes, config.block, *how)
+    return cross_entropy(x_BSD, model.output_matrix(), *arguments, config.chunk, *how)
 
 
 def _reference_nll(params: dict, batch: Batch, plan: Blueprint) -> jax.Array:

@@ -19,7 +19,7 @@ from maxlm.parallel.mesh import build_mesh
 from maxlm.parallel.sharding import tree_shardings
 
 SEQ_LEN = 8
-GRAPHDEF, SHAPES, AXES = abstract(model_config())
+GRAPHDEF, SHAPES, AXES = abstract(model_config(logit_softcap=3.0))
 
 
 @pytest.fixture(scope="module")

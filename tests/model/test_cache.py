@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from families import GEMMA3, GPT2, OLMO2
+from families import DEEPSEEK, GEMMA2, GEMMA3, GPT2, OLMO2
 from flax import nnx
 from jax.sharding import PartitionSpec
 from scalings import DYNAMIC, LLAMA3, LONGROPE, YARN, YARN_UNROUNDED
@@ -27,8 +27,10 @@ VARIANTS = {
     "window": {"rope": FAST, "window": 4, "num_kv_heads": 1},
     "experts": {"rope": FAST, "num_layers": 3, "moe": EXPERTS | {"first_dense": 1}},
     "gpt2": GPT2,
+    "gemma2": GEMMA2,
     "gemma3": GEMMA3,
     "olmo2": OLMO2,
+    "latents": DEEPSEEK | {"window": (4, None)},
     "yarn": {"head_dim": 8, "rope": YARN | {"fraction": 0.5}},
     "yarn unrounded": {"head_dim": 8, "rope": YARN_UNROUNDED, "window": (4, None)},
     "llama3": {"head_dim": 8, "rope": LLAMA3},

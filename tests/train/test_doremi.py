@@ -106,7 +106,7 @@ MOE = {"num_experts": 4, "experts_per_token": 2, "mlp_dim": 16, "aux_weight": 0.
 
 def proxy_config(reference: Path, sections: dict) -> Config:
     values = {
-        "model": {"num_layers": 4, "num_heads": 8, "num_kv_heads": 4, "embed_dim": 32},
+        "model": {"num_layers": 4, "num_heads": 8, "num_kv_heads": 4, "embed_dim": 32, "logit_softcap": 0.3},
         "mesh": {"fsdp": 1},
         "optimizer": {"eps": 1e-5, "clip_norm": None, "b1": B1},
         "loss": {"z_loss": 1e-3, "chunk": 5},
@@ -133,7 +133,7 @@ def save_reference(directory: Path, trainer: Trainer) -> Path:
 def references(tmp_path_factory) -> dict[str, Path]:
     """Two references of other sizes than the proxies; large parameters, so that their losses differ from ln(64)."""
     sizes = {
-        "dense": {"num_layers": 4, "embed_dim": 24, "tie_embeddings": True, "init_std": 0.3},
+        "dense": {"num_layers": 4, "embed_dim": 24, "tie_embeddings": True, "init_std": 0.3, "logit_softcap": 4.0},
         "experts": {"moe": MOE},
     }
     found = {}

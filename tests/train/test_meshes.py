@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 import pytest
-from families import DEEPSEEK, GEMMA3, GPT2, OLMO2
+from families import DEEPSEEK, GEMMA2, GEMMA3, GPT2, OLMO2
 from tiny import run_config
 from trainer import Trainer, distance, make_batch
 
@@ -60,6 +60,7 @@ MODELS = {
         "head_dim": 10,
         "latent": {"query_rank": 16, "kv_rank": 8, "nope_head_dim": 6, "rope_head_dim": 4, "value_head_dim": 5},
     },
+    "gemma2": GEMMA2 | {"num_layers": 5, "init_std": 0.2},
     "olmo2": OLMO2 | {"init_std": 0.2},
 }
 
@@ -177,6 +178,12 @@ CASES = {
         "gemma3",
         {"pipeline": 2, "tensor": 2, "fsdp": 2},
         {"pipeline": {"microbatches": 4}},
+    ),
+    "tensor4-fsdp2-gemma2": ("gemma2", {"tensor": 4, "fsdp": 2}, {}),
+    "context2-tensor2-fsdp2-vocabulary-gemma2": (
+        "gemma2",
+        {"context": 2, "tensor": 2, "fsdp": 2},
+        {"loss": {"split": "vocabulary", "block": 12}, "parallel": {"context": "ring"}},
     ),
     "tensor4-fsdp2-olmo2": ("olmo2", {"tensor": 4, "fsdp": 2}, {"parallel": {"zero": 1}}),
     "fsdp2-tensor2-expert2-deepseek": (
