@@ -2,7 +2,7 @@
 
 Everything between router and output runs per device (`parallel.sharding.manual`). Outside these layers the expert
 axis of the mesh shards the batch; inside, it shards the experts, and rows travel over it (dispatch.py). Axis letters
-as in layers.py and dispatch.py; E is the number of experts here.
+as in layers.py and dispatch.py; E is the number of experts here, of which G groups have P each.
 """
 
 import math
@@ -100,7 +100,7 @@ class MoE(nnx.Module):
 def _routed(x_BSD, segment_ids_BS, params: dict, *, moe: MoeConfig, pieces: int, **options):
     """One device's part: its tokens [b, s, D] through the experts, wherever these are."""
     bias_E = jax.lax.stop_gradient(params["bias"]) if "bias" in params else None
-    choice = _route(x_BSD, segment_ids_BS > 0, all_gather(params["router"], 0, "embed"), bias_E, moe)
+    choice = route(x_BSD, segment_ids_BS > 0, all_gather(params["router"], 0, "embed"), bias_E, moe)
     axis = next(iter(split_axes("experts")), None)
     # Cast first: half the bytes to gather.
     weights = [all_gather(params[name].astype(x_BSD.dtype), 1, "expert_embed") for name in ("gate", "up")]
@@ -144,12 +144,14 @@ def _dispatched(
     return jnp.sum(rows_NKD * weight_NK[..., None], axis=1).astype(x_ND.dtype)
 
 
-def _route(x_BSD, valid_BS, router_DE, bias_E, moe: MoeConfig) -> Choice:
-    """Experts and weights of every token, in float32."""
+def route(x_BSD, valid_BS, router_DE, bias_E: jax.Array | None, moe: MoeConfig) -> Choice:
+    """Experts and weights of every token of this device, in float32; what is not valid goes nowhere."""
     logits_BSE = jnp.einsum("BSD,DE->BSE", x_BSD.astype(jnp.float32), router_DE, precision=jax.lax.Precision.HIGHEST)
     scores_BSE = jax.nn.softmax(logits_BSE) if moe.scores == "softmax" else jax.nn.sigmoid(logits_BSE)
     # The bias moves the choice, not the weights (Wang et al. 2024, "Auxiliary-Loss-Free Load Balancing").
     preference_BSE = jax.lax.stop_gradient(scores_BSE if bias_E is None else scores_BSE + bias_E)
+    if moe.groups_per_token < moe.groups:
+        preference_BSE = _in_best_groups(preference_BSE, moe)
     _, expert_BSK = jax.lax.top_k(preference_BSE, moe.experts_per_token)
     chosen_BSKE = expert_BSK[..., None] == jnp.arange(moe.num_experts)
     # A masked sum, not a gather, whose gradient would be a scatter.
@@ -161,6 +163,19 @@ def _route(x_BSD, valid_BS, router_DE, bias_E, moe: MoeConfig) -> Choice:
     penalty = _penalty(logits_BSE, scores_BSE, chosen_BSKE, valid_BS, moe)
     choices = moe.experts_per_token
     return Choice(expert_BSK.reshape(-1, choices), moe.scale * weight_BSK.reshape(-1, choices), penalty)
+
+
+def _in_best_groups(preference_BSE: jax.Array, moe: MoeConfig) -> jax.Array:
+    """The preference for the experts of a token's best groups, minus infinity for all others.
+
+    Groups are compared by their best expert (DeepSeek-V2, section 2.2.2), or by the sum of their two best ones
+    (DeepSeek-V3, section 2.1.2); a balance bias counts in both.
+    """
+    preference_BSGP = preference_BSE.reshape(*preference_BSE.shape[:2], moe.groups, -1)
+    best_BSGP, _ = jax.lax.top_k(preference_BSGP, {"max": 1, "top2": 2}[moe.group_score])
+    _, group_BSN = jax.lax.top_k(jnp.sum(best_BSGP, axis=-1), moe.groups_per_token)
+    chosen_BSG = jnp.any(group_BSN[..., None] == jnp.arange(moe.groups), axis=2)
+    return jnp.where(chosen_BSG[..., None], preference_BSGP, -jnp.inf).reshape(preference_BSE.shape)
 
 
 def _penalty(logits_BSE, scores_BSE, chosen_BSKE, valid_BS, moe: MoeConfig) -> jax.Array:

@@ -51,8 +51,33 @@ VARIANTS = {
             "every": 2,
         },
     },
+    "groups by their best": {
+        "moe": {
+            "num_experts": 8,
+            "experts_per_token": 2,
+            "mlp_dim": 8,
+            "groups": 4,
+            "groups_per_token": 2,
+            "scale": 4.0,
+        }
+    },
+    "groups by their two best": {
+        "num_layers": 3,
+        "moe": {
+            "num_experts": 12,
+            "experts_per_token": 3,
+            "mlp_dim": 8,
+            "scores": "sigmoid",
+            "groups": 3,
+            "groups_per_token": 1,
+            "group_score": "top2",
+            "balance": "bias",
+            "first_dense": 1,
+        },
+    },
+    "exact gelu": {"activation": "gelu_exact", "mlp_bias": True},
     "experts of another kind": {
-        "activation": "gelu",
+        "activation": "gelu_exact",
         "norm": "layer",
         "norm_place": "after",
         "moe": {"num_experts": 4, "experts_per_token": 2, "mlp_dim": 8, "shared_experts": 1},

@@ -29,8 +29,23 @@ VARIANTS: dict[str, dict] = {
     "biased": {"balance": "bias", "scores": "sigmoid"},
     "one expert takes all": {"balance": "bias", "experts_per_token": 1, "normalize": False},
     "all experts": {"experts_per_token": 8, "normalize": False},
+    "groups": {"groups": 4, "groups_per_token": 2, "normalize": False, "scale": 4.0},
+    "biased groups": {
+        "experts_per_token": 3,
+        "scores": "sigmoid",
+        "groups": 2,
+        "group_score": "top2",
+        "scale": 2.5,
+        "balance": "bias",
+        "shared_experts": 1,
+    },
 }
-BIASES = {"biased": [0, 9, 0, 0, -9, 0, 0, 0.1], "one expert takes all": [0, 0, 0, 0, 0, 9, 0, 0]}
+BIASES = {
+    "biased": [0, 9, 0, 0, -9, 0, 0, 0.1],
+    "one expert takes all": [0, 0, 0, 0, 0, 9, 0, 0],
+    # Of the first group the best expert alone would win, of the second the best two together.
+    "biased groups": [0.5, -0.5, -0.5, -0.5, 0.2, 0.2, 0.1, 0.1],
+}
 # Eight rows, some with padding, one of nothing else.
 LENGTHS = np.array([8, 5, 8, 0, 8, 8, 7, 8])
 SEGMENTS = (np.arange(8) < LENGTHS[:, None]).astype(np.int32)
@@ -84,6 +99,16 @@ def dense(config: ModelConfig, params: dict, x_BSD, segments_BS):
     logits_BSE = x_BSD @ params["router"]
     scores_BSE = jax.nn.softmax(logits_BSE) if moe.scores == "softmax" else jax.nn.sigmoid(logits_BSE)
     preference_BSE = scores_BSE + jax.lax.stop_gradient(params.get("bias", jnp.zeros(moe.num_experts)))
+    if moe.groups > 1:
+        best = {"max": 1, "top2": 2}[moe.group_score]
+        group_BSE = jnp.repeat(
+            jnp.sort(preference_BSE.reshape(*x_BSD.shape[:2], moe.groups, -1))[..., -best:].sum(-1),
+            moe.num_experts // moe.groups,
+            axis=-1,
+        )
+        # The last of as many groups as a token may have: its value is that of each of its experts.
+        least_BS1 = jnp.sort(group_BSE)[..., -moe.groups_per_token * (moe.num_experts // moe.groups), None]
+        preference_BSE = jnp.where(group_BSE >= least_BS1, preference_BSE, -jnp.inf)
     place_BSE = jnp.argsort(jnp.argsort(-preference_BSE))
     chosen_BSE = (place_BSE < moe.experts_per_token) & valid_BS[..., None]
     weights_BSE = jnp.where(chosen_BSE, scores_BSE, 0)
@@ -156,6 +181,8 @@ MESHES = [
     ("biased", {"expert": 4}),
     ("one expert takes all", {"expert": 8}),
     ("all experts", {"expert": 8}),
+    ("groups", {"expert": 4, "fsdp": 2}),
+    ("biased groups", {"expert": 2, "context": 2, "tensor": 2}),
 ]
 
 
@@ -320,6 +347,10 @@ def test_bfloat16_routes_in_float32() -> None:
     [
         ({"experts_per_token": 9}, "experts_per_token must be at most num_experts, found 9 and 8"),
         ({"experts_per_token": 1}, "normalize must be false with experts_per_token 1"),
+        ({"groups": 3}, "groups must divide num_experts and groups_per_token be at most groups, found 3, 8 and 1"),
+        ({"groups": 4, "groups_per_token": 5}, "groups_per_token be at most groups, found 4, 8 and 5"),
+        ({"groups": 8}, "found 1 groups of 1 experts for 2 per token with group_score max; expected enough experts"),
+        ({"groups": 8, "groups_per_token": 2, "group_score": "top2"}, "two or more in a group for top2"),
         ({"first_dense": 1, "every": 2}, "2 layers less first_dense = 1 are 1; expected a multiple of 2"),
     ],
 )
