@@ -3,9 +3,8 @@
 from pathlib import Path
 
 import pytest
-import yaml
 
-from maxlm.config import ModelConfig, validate
+from maxlm.config import LongRopeScaling, ModelConfig, read, validate
 from maxlm.model.counts import active_parameter_count, parameter_count
 
 FILES = Path(__file__).parents[2] / "configs" / "models"
@@ -19,10 +18,21 @@ PUBLISHED = {
     "llama3-8b": 8_030_261_248,
     "llama3-70b": 70_553_706_496,
     "llama3-405b": 405_853_388_800,
+    "llama3.1-8b": 8_030_261_248,
+    "llama3.1-70b": 70_553_706_496,
+    "llama3.2-1b": 1_235_814_400,
+    "llama3.2-3b": 3_212_749_824,
+    "qwen2.5-0.5b": 494_032_768,
+    "qwen2.5-7b": 7_615_616_512,
+    "qwen2.5-32b": 32_763_876_352,
     "qwen3-0.6b": 0.596e9,
     "qwen3-8b": 8.19e9,
     "qwen3-32b": 32.8e9,
     "qwen3-30b-a3b": 30.5e9,
+    "gemma2-2b": 2_614_341_888,
+    "gemma2-9b": 9_241_705_984,
+    "gemma2-27b": 27_227_128_320,
+    "gemma3-1b": 999_885_952,
     "gemma3-4b": (675 + 3209) * 1e6,
     "gemma3-27b": (1416 + 25600) * 1e6,
     "mistral-7b": 7_241_732_096,
@@ -31,6 +41,9 @@ PUBLISHED = {
     "deepseek-v2-lite": 15_706_484_224,
     "deepseek-v2": 235_741_434_880,
     "deepseek-v3": 671_026_419_200,  # 671B in table 1, without the module that predicts a second token
+    "phi3-mini": 3_821_079_552,
+    "phi4-mini": 3_836_021_760,
+    "phi4-14b": 14_659_507_200,
     "gpt2-124m": 124_439_808,
     "gpt2-1.5b": 1_557_611_200,
     # Table, then per layer attention, MLP and two norms, then the last norm.
@@ -45,7 +58,7 @@ ACTIVE["deepseek-v2-lite"] = 2.4e9 + 102400 * 2048  # published without the tabl
 
 
 def model_of(name: str) -> ModelConfig:
-    return validate(yaml.safe_load((FILES / f"{name}.yaml").read_text())["model"], ModelConfig, name)
+    return validate(read(FILES / f"{name}.yaml")["model"], ModelConfig, name)
 
 
 def test_every_file_is_known() -> None:
@@ -63,9 +76,28 @@ def test_parameter_counts_are_the_published_ones(name: str) -> None:
     assert active_parameter_count(config) == pytest.approx(ACTIVE.get(name, found), rel=0.02)
 
 
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_released_models_say_for_how_long_sequences_they_are(name: str) -> None:
+    """Rungs of the ladder are as long as their runs; a scaled rotation reaches as far as it was stretched."""
+    config = model_of(name)
+    assert (config.context_length is None) == name.startswith("ladder")
+    assert config.learned_positions in (None, config.context_length)
+    if isinstance(scaling := config.rope.scaling, LongRopeScaling):
+        assert scaling.factor * scaling.original_length == config.context_length
+    windows = [window for window in config.window_pattern if window]
+    assert all(window < config.context_length for window in windows)
+
+
+@pytest.mark.parametrize("name", ["gemma2-2b", "gemma2-9b", "gemma2-27b"])
+def test_every_second_layer_of_gemma_2_is_global_from_the_second_on(name: str) -> None:
+    config = model_of(name)
+    assert [config.window_of(n) for n in range(4)] == [4096, None, 4096, None]
+    assert config.first_layers == 0 and 2 * config.num_blocks == config.num_layers
+
+
 def test_the_same_layers_of_gemma_3_are_global_as_in_its_release() -> None:
-    for name, layers in (("gemma3-4b", (5, 11, 17, 23, 29)), ("gemma3-27b", tuple(range(5, 62, 6)))):
+    for name, layers in (("gemma3-1b", 26), ("gemma3-4b", 34), ("gemma3-27b", 62)):
         config = model_of(name)
-        assert tuple(n for n in range(config.num_layers) if config.window_of(n) is None) == layers
+        assert [n for n in range(layers) if config.window_of(n) is None] == [*range(5, layers, 6)]
         # The rest of the pattern stands before the blocks, so that these divide over a pipeline.
-        assert config.first_layers + 6 * config.num_blocks == config.num_layers
+        assert config.first_layers + 6 * config.num_blocks == config.num_layers == layers
