@@ -176,6 +176,7 @@ class Decoder(nnx.Module):
         """The rows [B, S, D] that the layers begin with."""
         x_BSD = self._rows(self.embedding, tokens_BS)
         if self.config.scale_embeddings:
+            # The factor is rounded to the compute type, as where these models come from.
             x_BSD = x_BSD * self.config.embed_dim**0.5
         if self.positions is not None:
             x_BSD = x_BSD + self._rows(self.positions, positions)

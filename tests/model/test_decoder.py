@@ -279,6 +279,17 @@ def test_initial_parameters_have_the_scale_that_is_asked_for() -> None:
     assert not np.array_equal(layer["mlp"]["up"][0], layer["mlp"]["up"][1])
 
 
+def test_the_scale_of_embeddings_is_of_the_compute_type() -> None:
+    """sqrt(24) is 4.899, in bfloat16 4.906; of Gemma 2 9B sqrt(3584) = 59.87 becomes 60."""
+    config = model_config(scale_embeddings=True, embed_dim=24)
+    table = np.random.default_rng(0).normal(size=(64, 24)).astype(np.float32)
+    params = jax.tree.map(lambda leaf: jnp.ones(leaf.shape), abstract(config)[1]) | {"embedding": jnp.asarray(table)}
+    for dtype, factor in ((jnp.float32, np.float32(24**0.5)), (jnp.bfloat16, np.float32(4.90625))):
+        model = nnx.merge(abstract(config, dtype=dtype)[0], params)
+        wanted = jnp.asarray(table).astype(dtype).astype(np.float32) * factor
+        np.testing.assert_array_equal(jax.jit(model._embed)(np.arange(64)[None], None)[0], wanted.astype(dtype))
+
+
 def test_bfloat16_computes_in_bfloat16_and_gives_float32_logits() -> None:
     case = make_case("untied")
     low = abstract(case.config, dtype=jnp.bfloat16)[0]
