@@ -26,7 +26,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from maxlm.errors import ConfigError
 from maxlm.evaluate.sampling import Sampling, sample
-from maxlm.model.block import Caches
+from maxlm.model.cache import Caches
 from maxlm.parallel.sharding import RULES, shard
 
 CHUNK = 64  # most tokens that are drawn between two looks of the host
