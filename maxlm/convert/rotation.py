@@ -148,7 +148,8 @@ class Rope:
             written["rope_local_base_freq"] = model.rope.local_theta or model.rope.theta
         if self.partial:
             written["partial_rotary_factor"] = model.rope.fraction
-        if (scaling := model.rope.scaling) is None:
+        scaling = model.rope.scaling
+        if scaling is None or scaling.name not in self.kinds:
             return written
         values = scaling.model_dump(mode="json", exclude_none=True)
         keys = {key: values[name] for key, name in KINDS[scaling.name].items() if name in values}

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import yaml
+from families import FAMILIES
 
 from maxlm.config import ModelConfig
 from maxlm.convert.families import TABLES, read_config, write_config
@@ -361,6 +362,17 @@ def test_a_model_that_no_family_expresses_is_an_error_that_says_why() -> None:
         write_config(ModelConfig.model_validate(EXPECTED["mixtral"]), "llama")
     with pytest.raises(ConfigError, match="family: found 'bloom'; expected one of llama"):
         write_config(ModelConfig.model_validate(TINY), "bloom")
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_any_model_is_written_whole_or_not_at_all(name: str) -> None:
+    model = ModelConfig.model_validate(TINY | FAMILIES[name])
+    try:
+        written = write_config(model)[1]
+    except ConfigError as error:
+        assert "cannot express" in str(error)
+    else:
+        assert not differences(model, read_config(written, "there")[1])
 
 
 def test_what_training_alone_reads_is_no_reason_against_a_family() -> None:
