@@ -26,9 +26,12 @@ import orbax.checkpoint as ocp
 from maxlm.config import CheckpointConfig
 from maxlm.errors import ConfigError, DataError, SaveError
 from maxlm.parallel.agreement import by_first, gather, together, wait_until
-from maxlm.saved import DIRECTORY, FORMAT_VERSION, finished, read_run
+from maxlm.saved import DIRECTORY, FORMAT_VERSION, finished, read_run, read_training
 
 ITEMS = ("params", "optimizer", "counters", "run")
+# Most of an array that is stored, and read, together. A layer's parameters are stored apart, an expert's too: an export
+# reads them one after the other, on machines that hold no more.
+CHUNK_BYTES = 2**24
 SHARED_SECONDS = 60  # until a network disk shows everywhere what one process has made
 
 
@@ -77,10 +80,14 @@ class Checkpoints:
     def steps(self) -> list[int]:
         return sorted(self._manager.all_steps())
 
-    def save(self, step: int, params: Any, optimizer: Any, counters: Any, run: dict) -> None:
-        """Start saving; returns when the arrays are copied from the devices, before they are on disk."""
+    def save(self, step: int, params: Any, axes: Any, optimizer: Any, counters: Any, run: dict) -> None:
+        """Start saving; returns when the arrays are copied from the devices, before they are on disk.
+
+        `axes` has the logical axes of the parameters.
+        """
+        apart = jax.tree.map(lambda _, names: _stored_apart(names), params, axes)
         items = {
-            "params": ocp.args.PyTreeSave(params),
+            "params": ocp.args.PyTreeSave(params, save_args=apart),
             "optimizer": ocp.args.PyTreeSave(optimizer),
             "counters": ocp.args.PyTreeSave(counters),
             "run": ocp.args.JsonSave({"version": FORMAT_VERSION} | run),
@@ -109,7 +116,7 @@ class Checkpoints:
             try:
                 with together():  # a process reads its own part: what one cannot read is damaged for all
                     directory = self.directory / str(step)
-                    found = restore(directory, abstract(read_run(directory)))
+                    found = restore(directory, abstract(read_training(directory)))
             except DataError as error:
                 damaged.append(step)
                 report(f"{error}; trying the one before")
@@ -171,6 +178,11 @@ class Checkpoints:
             reason = " ".join(str(error).split())[:300]
             message = f"{self.directory}: a checkpoint could not be written ({reason}); {self._before()}"
             raise SaveError(message) from error
+
+
+def _stored_apart(axes: tuple[str | None, ...]) -> ocp.SaveArgs:
+    apart = tuple(number for number, name in enumerate(axes) if name in ("layers", "experts"))
+    return ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES, shard_axes=apart)
 
 
 def restore(directory: Path, abstract: dict[str, Any]) -> tuple[dict[str, Any], dict]:

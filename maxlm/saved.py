@@ -1,17 +1,47 @@
 """What a run directory says of its checkpoints without reading an array: their names, and each one's JSON.
 
+The directory of an imported model holds one checkpoint, of parameters alone. Its JSON has in place of the run's
+configuration, manifests and loader state
+
+    model      the model section of a configuration
+    family     the table of maxlm.convert by which it was imported
+    token_ids  what its config.json says of bos_token_id, eos_token_id and pad_token_id
+    stop_ids   tokens that end a text, the end of a document first
+    tokenizer  as in a run; null where the model came without one that can be read
+
 Nothing of jax is imported, so that a command that only looks answers at once.
 """
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from maxlm.errors import DataError
+from maxlm.config import Config, ModelConfig, validate
+from maxlm.errors import ConfigError, DataError
 
 DIRECTORY = "checkpoints"
 FORMAT_VERSION = 1
 RUN_JSON = "run/metadata"  # where Orbax writes a JSON item that is called `run`
+TOKENIZER = "tokenizer"  # folder of a run directory
+
+
+class Saved(NamedTuple):
+    """A checkpoint without its arrays."""
+
+    directory: Path
+    run: dict[str, Any]  # its JSON
+    model: ModelConfig
+    config: Config | None  # None of an imported model
+
+    @property
+    def tokenizer_dir(self) -> Path:
+        return self.directory.parents[1] / TOKENIZER
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """Tokens that end a text, the end of a document first."""
+        tokenizer = self.run["tokenizer"]
+        return tuple(self.run.get("stop_ids", () if tokenizer is None else (tokenizer["eos_id"],)))
 
 
 def finished(directory: Path) -> list[int]:
@@ -49,3 +79,26 @@ def read_run(directory: Path) -> dict[str, Any]:
     if version != FORMAT_VERSION:
         raise DataError(f"{directory}: has format version {version}, this program reads {FORMAT_VERSION}")
     return run
+
+
+def read_training(directory: Path) -> dict[str, Any]:
+    """`read_run` for what needs a run that was trained; raises `ConfigError` for an imported model."""
+    run = read_run(directory)
+    if "config" not in run:
+        raise ConfigError(
+            f"{directory}: an imported model, which has no data and no training; expected a run of maxlm train"
+        )
+    return run
+
+
+def find(path: str | Path) -> Saved:
+    """The newest checkpoint of a run directory, or the checkpoint of its directory; `DataError` where there is none."""
+    if (directory := named(Path(path))) is None:
+        raise DataError(f"{path}: holds no checkpoint; expected a run directory or one of its checkpoints")
+    run = read_run(directory)
+    if "config" in run:
+        config = validate(run["config"], Config, f"{directory}: its configuration")
+        return Saved(directory, run, config.model, config)
+    if "model" not in run:
+        raise DataError(f"{directory}: the checkpoint is damaged or incomplete (it says of no model)")
+    return Saved(directory, run, validate(run["model"], ModelConfig, f"{directory}: its model"), None)

@@ -4,9 +4,9 @@ import jax
 import numpy as np
 
 from maxlm.config import Config
-from maxlm.evaluate.load import find
 from maxlm.parallel.batch import place
 from maxlm.parallel.mesh import build_mesh, check_batch
+from maxlm.saved import find
 from maxlm.train.reference import Reference
 from maxlm.train.state import TrainState, blueprint, initial_state
 from maxlm.train.step import compile_step

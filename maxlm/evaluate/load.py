@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,10 +9,9 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
 from maxlm import checkpoint, saved
-from maxlm.config import Config, MeshConfig, validate
+from maxlm.config import Config, MeshConfig
 from maxlm.data.shards import TokenizerEntry
 from maxlm.data.tokenizer import Tokenizer
-from maxlm.errors import DataError
 from maxlm.model import decoder
 from maxlm.model.layers import is_cast
 from maxlm.parallel.mesh import build_mesh
@@ -36,14 +34,6 @@ class Loaded:
         return nnx.merge(self.graphdef, self.params)
 
 
-class Saved(NamedTuple):
-    """A checkpoint without its arrays."""
-
-    directory: Path
-    run: dict[str, Any]  # its JSON
-    config: Config
-
-
 def load(path: str | Path) -> tuple[decoder.Decoder, Tokenizer]:
     """The model and its tokenizer; `model(tokens)` gives float32 logits [B, S, V] for int32 tokens [B, S]."""
     loaded = load_all(path)
@@ -57,7 +47,7 @@ def load_all(path: str | Path, *, mesh: Mesh | None = None, dtype: str | None = 
     matrices and tables are kept in that type, in which the model computes: its numbers are the same, its memory less.
     Raises `DataError` naming the path when there is nothing to load, `ConfigError` where an axis does not divide.
     """
-    directory, run, config = find(path)
+    directory, run, _, config = saved.find(path)
     if mesh is None:
         devices = jax.devices()
         mesh = build_mesh(MeshConfig(), devices[:1] if config.model.embed_dim % len(devices) else devices)
@@ -78,11 +68,3 @@ def load_all(path: str | Path, *, mesh: Mesh | None = None, dtype: str | None = 
     items, _ = checkpoint.restore(directory, {"params": abstract})
     tokenizer = Tokenizer(directory.parents[1] / "tokenizer", TokenizerEntry.model_validate(run["tokenizer"]))
     return Loaded(config, graphdef, items["params"], tokenizer, mesh, int(run["step"]))
-
-
-def find(path: str | Path) -> Saved:
-    """The newest checkpoint of a run directory, or the checkpoint of its directory; `DataError` where there is none."""
-    if (directory := saved.named(Path(path))) is None:
-        raise DataError(f"{path}: holds no checkpoint; expected a run directory or one of its checkpoints")
-    run = saved.read_run(directory)
-    return Saved(directory, run, validate(run["config"], Config, f"{directory}: its configuration"))

@@ -10,11 +10,12 @@ from jax.sharding import Mesh
 
 from maxlm.config import MeshConfig, ModelConfig, validate
 from maxlm.errors import ConfigError
-from maxlm.evaluate.load import Loaded, find, load_all
+from maxlm.evaluate.load import Loaded, load_all
 from maxlm.model import decoder
 from maxlm.parallel.hardware import chip_of
 from maxlm.parallel.mesh import axis_sizes, build_mesh
 from maxlm.parallel.sharding import check_divisible
+from maxlm.saved import find
 
 AXES = ("data", "fsdp", "expert", "tensor")  # decoding splits neither layers nor sequences
 DTYPES = ("bfloat16", "float32")

@@ -93,7 +93,7 @@ def _begun(path: Path, config: Config, data: bool) -> Opened:
 
 
 def _standing(path: Path, checkpoint: Path, overrides: Sequence[str], data: bool) -> Opened:
-    run = saved.read_run(checkpoint)
+    run = saved.read_training(checkpoint)
     config = validate(_moved(run["config"], overrides), Config, f"{checkpoint}: its configuration")
     position = Position.from_json(run)
     sources, without, validation = _sources(config, data)

@@ -33,7 +33,7 @@ def read_mixture(run_dir: Path) -> Mixture | None:
     try:
         if (checkpoint := saved.latest(run_dir)) is None:
             return None
-        run = saved.read_run(checkpoint)
+        run = saved.read_training(checkpoint)
         if run["loader"].get("order") != order.VERSION:
             return None
         config = validate(run["config"], Config, str(checkpoint))

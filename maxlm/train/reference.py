@@ -12,7 +12,7 @@ from maxlm import checkpoint
 from maxlm.config import Config, DoremiConfig
 from maxlm.data.sources import Source
 from maxlm.errors import ConfigError
-from maxlm.evaluate import load
+from maxlm.saved import find as find_saved
 from maxlm.train.state import Blueprint, abstract_canonical, restored_parameters
 
 KEY = "data.dynamic.reference"
@@ -36,7 +36,9 @@ def find(config: Config, sources: Mapping[str, Source]) -> Reference | None:
     """
     if not isinstance(config.data.dynamic, DoremiConfig):
         return None
-    saved = load.find(config.data.dynamic.reference)
+    saved = find_saved(config.data.dynamic.reference)
+    if saved.config is None:
+        raise ConfigError(f"{KEY}: {saved.directory} is an imported model; train a reference on the same sources")
     tokenizer = saved.run["tokenizer"]
     known = set(saved.run["manifests"].values())
     for name, shards in ((name, source.shards) for name, source in sources.items()):

@@ -26,7 +26,7 @@ from maxlm.parallel.compiler import with_options
 from maxlm.parallel.mesh import bubble_fraction, build_mesh, check_shapes
 from maxlm.report.metrics import MetricsWriter
 from maxlm.report.progress import track
-from maxlm.saved import latest
+from maxlm.saved import TOKENIZER, latest
 from maxlm.train import doremi, reference, resume
 from maxlm.train.compiled import CompiledSteps
 from maxlm.train.position import Position, layout, online_mixture
@@ -37,11 +37,12 @@ from maxlm.train.state import (
     blueprint,
     from_canonical,
     initial_state,
+    parameter_axes,
     to_canonical,
     with_sources,
 )
 
-CONFIG, TOKENIZER, MIXTURE = "config.yaml", "tokenizer", "mixture.yaml"
+CONFIG, MIXTURE = "config.yaml", "mixture.yaml"
 PACKAGES = ("maxlm", "jax", "flax", "optax", "orbax-checkpoint", "grain")
 
 
@@ -198,8 +199,9 @@ class Run:
             "indexes": self.indexes,
             "tokenizer": self.tokenizer.model_dump(mode="json"),
         }
-        state = to_canonical(state, self.plan)
-        self.checkpoints.save(position.step, state.params, state.optimizer, state.counters, run | self._reference_entry)
+        state, axes = to_canonical(state, self.plan), parameter_axes(self.plan)
+        run |= self._reference_entry
+        self.checkpoints.save(position.step, state.params, axes, state.optimizer, state.counters, run)
         if self.reference is not None:
             by_first(lambda: self._write(MIXTURE, self._mixture(state, position)))
         return time.monotonic() - began

@@ -10,9 +10,9 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from maxlm import saved
 from maxlm.config import Config, DoremiConfig, ModelConfig, validate
 from maxlm.errors import ConfigError
-from maxlm.evaluate import load
 from maxlm.model import decoder, kernels
 from maxlm.parallel.agreement import everywhere
 from maxlm.parallel.batch import BATCH_AXES
@@ -131,7 +131,7 @@ def _is_proxy(config: Config) -> bool:
 def _reference(config: Config, mesh: Mesh, num_sources: int, dtype: Any) -> Blueprint:
     """The reference's model run as this configuration says, with parameters in the type of the computation."""
     path = config.data.dynamic.reference
-    values = config.model_dump(mode="json") | {"model": load.find(path).config.model.model_dump(mode="json")}
+    values = config.model_dump(mode="json") | {"model": saved.find(path).model.model_dump(mode="json")}
     values["data"] |= {"dynamic": None}
     values["precision"] |= {"params": dtype.name}
     where = f"data.dynamic.reference {path}, run with this configuration"
@@ -227,6 +227,11 @@ def _initial(config: Config, transform: optax.GradientTransformation, num_source
 def canonical_axes(axes: tuple[str | None, ...]) -> tuple[str | None, ...]:
     """Logical axes of an array as a checkpoint holds it: layers in one row, whatever the pipeline's repeats."""
     return axes[1:] if axes[:1] == ("repeats",) else axes
+
+
+def parameter_axes(plan: Blueprint) -> dict:
+    """Logical axes of the parameters in a checkpoint's layout."""
+    return jax.tree.map(lambda _, names: canonical_axes(names), plan.abstract.params, plan.axes)
 
 
 def abstract_canonical(plan: Blueprint, num_sources: int | None = None) -> TrainState:

@@ -16,7 +16,7 @@ from maxlm.checkpoint import Checkpoints
 from maxlm.config import Config, DataConfig
 from maxlm.errors import ConfigError
 from maxlm.train import doremi
-from maxlm.train.state import initial_state, to_canonical
+from maxlm.train.state import initial_state, parameter_axes, to_canonical
 
 SOURCES = ("a", "b", "c")
 WEIGHTS = (0.1, 0.3, 0.6)
@@ -125,7 +125,8 @@ def proxy_config(reference: Path, sections: dict) -> Config:
 def save_reference(directory: Path, trainer: Trainer) -> Path:
     run = {"config": trainer.config.model_dump(mode="json"), "manifests": {}, "tokenizer": {}, "step": 1}
     with Checkpoints(directory, trainer.config.checkpoint) as checkpoints:
-        checkpoints.save(1, trainer.state.params, trainer.state.optimizer, trainer.state.counters, run)
+        axes, state = parameter_axes(trainer.plan), trainer.state
+        checkpoints.save(1, state.params, axes, state.optimizer, state.counters, run)
     return directory
 
 
