@@ -5,10 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from families import FAMILIES
 
-from maxlm.config import ModelConfig
+from maxlm.config import ModelConfig, read
 from maxlm.convert.families import TABLES, read_config, write_config
 from maxlm.convert.mathematics import differences
 from maxlm.errors import ConfigError
@@ -144,7 +143,7 @@ def file(name: str, **changes: Any) -> dict[str, Any]:
 
 
 def model_file(name: str) -> ModelConfig:
-    return ModelConfig.model_validate(yaml.safe_load((ROOT / f"configs/models/{name}.yaml").read_text())["model"])
+    return ModelConfig.model_validate(read(ROOT / f"configs/models/{name}.yaml")["model"])
 
 
 @pytest.mark.parametrize("family", TABLES)
@@ -165,11 +164,13 @@ def test_reading_and_writing_is_stable(path: Path) -> None:
 
 FAMILY_OF = {"ladder": "llama", "qwen2.5": "qwen2", "phi4": "phi3", "gemma3": "gemma3_text", "deepseek": "deepseek_v2"}
 FAMILY_OF |= {"qwen3-30b": "qwen3_moe", "deepseek-v3": "deepseek_v3"}
+# Where they rotate whole heads and stretch nothing they compute what an earlier family does.
+FAMILY_OF |= {"phi3-mini": "mistral", "phi4-14b": "llama"}
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_every_model_file_has_a_family(name: str) -> None:
-    """Its own one, though nothing in the file says so; and the written file computes what the model does."""
+    """Mostly its own one, though nothing in the file says so; and the written file computes what the model does."""
     model = model_file(name)
     family, written = write_config(model)
     known = [start for start in sorted(FAMILY_OF, key=len) if name.startswith(start)]
