@@ -18,7 +18,9 @@ from maxlm.model.mask import capped, visible
 from maxlm.model.ring import ring_attention, tiled_attention
 from maxlm.model.splash import splash_attention
 from maxlm.parallel.batch import sequence_order
-from maxlm.parallel.sharding import axis_size, manual, shard
+from maxlm.parallel.sharding import axis_size, join_sequence, manual, shard, split_sequence
+
+QUERIES = 512  # at most so many see a cache at one time
 
 
 @dataclass(frozen=True)
@@ -84,20 +86,38 @@ def _choose(q_BSHE, v_BSKE, cache: KeyValues | None, how: Attended, prefix: bool
 
 
 def _attend_by_reference(q_BSHE, k_BSKE, v_BSKE, segment_ids_BS, cache: KeyValues | None, how: Attended, prefix_BS):
-    segments_BT, prefix_BT = segment_ids_BS, prefix_BS
     if cache is not None:
-        index_S = cache.length + jnp.arange(q_BSHE.shape[1])
-        seen, cache = cache.extend(k_BSKE, v_BSKE, segment_ids_BS, how.window)
-        k_BSKE = _per_shard(seen.key_BTKE, None)
-        v_BSKE = k_BSKE if seen.value_BTKE is None else _per_shard(seen.value_BTKE, None)
-        segments_BT, index_T = seen.segment_ids_BT, seen.number_T
-    else:
-        index_S = index_T = jnp.asarray(sequence_order(q_BSHE.shape[1], axis_size("context")))
-        k_BSKE, v_BSKE = (shard(x, *KEYS) for x in (k_BSKE, v_BSKE))
-        segments_BT = shard(segment_ids_BS, "batch", None)
-        prefix_BT = None if prefix_BS is None else shard(prefix_BS, "batch", None)
-    allowed_BST = visible(index_S, index_T, segment_ids_BS, segments_BT, how.window, prefix_BS, prefix_BT)
-    return checkpoint_name(reference(q_BSHE, k_BSKE, v_BSKE, allowed_BST, how.softcap), "attention"), cache
+        return _attend_to_cache(q_BSHE, k_BSKE, v_BSKE, segment_ids_BS, cache, how)
+    index_S = jnp.asarray(sequence_order(q_BSHE.shape[1], axis_size("context")))
+    k_BTKE, v_BTKE = (shard(x, *KEYS) for x in (k_BSKE, v_BSKE))
+    segments_BT = shard(segment_ids_BS, "batch", None)
+    prefix_BT = None if prefix_BS is None else shard(prefix_BS, "batch", None)
+    allowed_BST = visible(index_S, index_S, segment_ids_BS, segments_BT, how.window, prefix_BS, prefix_BT)
+    return checkpoint_name(reference(q_BSHE, k_BTKE, v_BTKE, allowed_BST, how.softcap), "attention"), None
+
+
+def _attend_to_cache(q_BSHE, k_BSKE, v_BSKE, segment_ids_BS, cache: KeyValues, how: Attended):
+    """Many queries, those of a prompt, in parts: what is held of scores and masks is linear in the slots."""
+    length, first = q_BSHE.shape[1], cache.length
+    seen, cache = cache.extend(k_BSKE, v_BSKE, segment_ids_BS, how.window)
+    k_BTKE = _per_shard(seen.key_BTKE, None)
+    v_BTKE = k_BTKE if seen.value_BTKE is None else _per_shard(seen.value_BTKE, None)
+
+    def mixed(part: tuple) -> jax.Array:
+        q_BsHE, segments_Bs, index_s = part
+        allowed_BsT = visible(index_s, seen.number_T, segments_Bs, seen.segment_ids_BT, how.window)
+        return reference(q_BsHE, k_BTKE, v_BTKE, allowed_BsT, how.softcap)
+
+    parts = -(-length // QUERIES)
+    if parts == 1:
+        return mixed((q_BSHE, segment_ids_BS, first + jnp.arange(length))), cache
+    rest = -length % parts
+    q_BSHE, segment_ids_BS = (
+        jnp.pad(x, ((0, 0), (0, rest)) + ((0, 0),) * (x.ndim - 2)) for x in (q_BSHE, segment_ids_BS)
+    )
+    index_cs = first + jnp.arange(length + rest).reshape(parts, -1)
+    split = split_sequence(q_BSHE, parts, "heads", None), split_sequence(segment_ids_BS, parts), index_cs
+    return join_sequence(jax.lax.map(mixed, split), "heads", None)[:, :length], cache
 
 
 def _cudnn(q_BSHE, k_BSKE, v_BSKE, segment_ids_BS, window: int | None) -> jax.Array:

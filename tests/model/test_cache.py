@@ -142,6 +142,17 @@ def test_a_text_may_come_in_pieces_of_any_size(variant: str) -> None:
     assert start == SLOTS
 
 
+def test_a_long_prompt_is_read_as_a_short_one() -> None:
+    """Its queries come in parts, which do not divide it."""
+    case, texts = make_case("windows"), prompts([520, 262])
+    caches = nnx.merge(case.graphdef, case.params).empty_caches(2, 530)
+    logits, _ = extend(case.graphdef, case.params, caches, *padded(texts, 521))
+    for text, row in zip(texts, np.asarray(logits), strict=True):
+        tokens = np.array([text + [0] * (520 - len(text))])
+        wanted = forward(case.graphdef, case.params, tokens, (np.arange(520) < len(text)).astype(int)[None])
+        assert_same(row[521 - len(text) :], np.asarray(wanted)[0, : len(text)])
+
+
 def test_caches_hold_no_more_than_windows_need() -> None:
     def shapes(variant: str) -> dict:
         graphdef, params, _ = abstract(model_config(**VARIANTS[variant]), dtype=jnp.bfloat16)
