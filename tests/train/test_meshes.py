@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 from families import DEEPSEEK, GEMMA2, GEMMA3, GPT2, OLMO2
+from scalings import LONGROPE
 from tiny import run_config
 from trainer import Trainer, distance, make_batch
 
@@ -62,6 +63,8 @@ MODELS = {
     },
     "gemma2": GEMMA2 | {"num_layers": 5, "init_std": 0.2},
     "olmo2": OLMO2 | {"init_std": 0.2},
+    # Rotations depend on the length of a document, whose columns several devices have.
+    "longrope": {"head_dim": 8, "rope": LONGROPE, "window": [5, None]},
 }
 
 
@@ -184,6 +187,11 @@ CASES = {
         "gemma2",
         {"context": 2, "tensor": 2, "fsdp": 2},
         {"loss": {"split": "vocabulary", "block": 12}, "parallel": {"context": "ring"}},
+    ),
+    "context2-pipeline2-fsdp2-longrope": (
+        "longrope",
+        {"context": 2, "pipeline": 2, "fsdp": 2},
+        {"pipeline": {"microbatches": 2}},
     ),
     "tensor4-fsdp2-olmo2": ("olmo2", {"tensor": 4, "fsdp": 2}, {"parallel": {"zero": 1}}),
     "fsdp2-tensor2-expert2-deepseek": (
