@@ -172,8 +172,11 @@ def _in_best_groups(preference_BSE: jax.Array, moe: MoeConfig) -> jax.Array:
     (DeepSeek-V3, section 2.1.2); a balance bias counts in both.
     """
     preference_BSGP = preference_BSE.reshape(*preference_BSE.shape[:2], moe.groups, -1)
-    best_BSGP, _ = jax.lax.top_k(preference_BSGP, {"max": 1, "top2": 2}[moe.group_score])
-    _, group_BSN = jax.lax.top_k(jnp.sum(best_BSGP, axis=-1), moe.groups_per_token)
+    if moe.group_score == "max":
+        best_BSG = jnp.max(preference_BSGP, axis=-1)
+    else:
+        best_BSG = jnp.sum(jax.lax.top_k(preference_BSGP, 2)[0], axis=-1)
+    _, group_BSN = jax.lax.top_k(best_BSG, moe.groups_per_token)
     chosen_BSG = jnp.any(group_BSN[..., None] == jnp.arange(moe.groups), axis=2)
     return jnp.where(chosen_BSG[..., None], preference_BSGP, -jnp.inf).reshape(preference_BSE.shape)
 

@@ -382,7 +382,8 @@ def test_compiles_for_tpu(sizes: dict[str, int], exchange: str, monkeypatch) -> 
     mesh = Mesh(np.array(devices).reshape(shape), AXES, axis_types=(AxisType.Auto,) * 6)
     stage_mesh = AbstractMesh((1, *shape[1:]), AXES, axis_types=(AxisType.Auto,) * 6)
     # Narrower experts' collectives are merged, and then no longer what the program says.
-    config = model_config(embed_dim=512, moe=MOE | {"mlp_dim": 512})
+    groups = {"groups": 4, "groups_per_token": 2, "group_score": "top2"}
+    config = model_config(embed_dim=512, moe=MOE | groups | {"mlp_dim": 512})
     graphdef, state = nnx.split(nnx.eval_shape(lambda: module(config, platform="tpu", exchange=exchange)))
 
     def argument(shape, dtype, axes):
