@@ -28,6 +28,9 @@ DENSE = (LLAMA, MISTRAL, QWEN2, QWEN3, OLMO2, GEMMA2, GEMMA3_TEXT, PHI3, GPT2)
 WITH_EXPERTS = (MIXTRAL, QWEN3_MOE, DEEPSEEK_V2, DEEPSEEK_V3)
 TABLES: dict[str, Family] = {table.name: table for table in (*DENSE, *WITH_EXPERTS)}
 
+# What the classes in transformers take instead are numbers of their first tokenizers; who exports sets the model's own.
+NO_TOKENS = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
+
 # True of every family here, and of no other value in our decoder.
 COMMON = (Fixed("is_encoder_decoder", False, written=False), Fixed("add_cross_attention", False, written=False))
 
@@ -54,8 +57,9 @@ def read_config(config: Mapping[str, Any], where: str) -> tuple[str, ModelConfig
 def write_config(model: ModelConfig, family: str | None = None) -> tuple[str, dict[str, Any]]:
     """The family, by default the first that can express the model, and its config.json.
 
-    max_position_embeddings is the model's `context_length`, and is left out where that is None. Raises `ConfigError`
-    that names what no family (or not the one given) can express.
+    It has everything but the numbers of special tokens and the dtype. max_position_embeddings is the model's
+    `context_length`, and is left out where that is None; some scalings are made of it, so it is set in the model, not
+    in what comes of this. Raises `ConfigError` that names what no family (or not the one given) can express.
     """
     if family is not None and family not in TABLES:
         raise ConfigError(f"family: found {family!r}; expected one of {', '.join(TABLES)}")
@@ -95,7 +99,7 @@ def _written(table: Family, model: ModelConfig) -> tuple[dict[str, Any], list[st
     """A config.json, and what of the model it loses: found by reading it."""
     if apart := _kinds_apart(table, model):
         return {}, apart
-    written: dict[str, Any] = {"architectures": [table.architecture], "model_type": table.name}
+    written: dict[str, Any] = {"architectures": [table.architecture], "model_type": table.name} | NO_TOKENS
     for setting in table.settings:
         written |= setting.write(model)
     try:
