@@ -32,4 +32,3 @@ class Link:
     ours: tuple[Place, ...]
     split: Callable[[np.ndarray], Sequence[np.ndarray]]
     join: Callable[[Sequence[np.ndarray]], np.ndarray]
-    exact: bool = False  # of small differences that count: an export to another dtype leaves it in float32

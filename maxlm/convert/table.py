@@ -24,7 +24,6 @@ class Tensor:
     name: str
     parameters: str | tuple[str, ...]
     layout: Layout
-    exact: bool = False  # as in Link
 
     @property
     def ours(self) -> tuple[str, ...]:
@@ -156,7 +155,6 @@ def _link(
             ours=tuple(Place(tuple(path.split(".")), at) for path in paths),
             split=partial(tensor.layout.split, slices=slices),
             join=partial(tensor.layout.join, slices=slices),
-            exact=tensor.exact,
         )
 
 

@@ -231,7 +231,7 @@ def test_older_spelling_of_scaling_and_windows() -> None:
 
 def test_a_scaling_is_read_by_its_keys_whatever_the_family() -> None:
     scaling = {"factor": 4.0, "original_max_position_embeddings": 32}
-    for family in ("llama", "mistral", "mixtral", "qwen2", "qwen3", "qwen3_moe", "olmo2", "deepseek_v3"):
+    for family in sorted(TABLES.keys() - {"gpt2", "phi3"}):  # which has none, and knows longrope alone
         for key in ("type", "rope_type"):
             values = file(family, rope_parameters=..., rope_theta=5e4, rope_scaling={key: "yarn"} | scaling)
             model = read_config(values, "config.json")[1]

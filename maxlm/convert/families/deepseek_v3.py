@@ -47,11 +47,15 @@ DEEPSEEK_V3 = Family(
     experts=(
         *parts.EXPERTS,
         *parts.SHARED_EXPERTS,
-        Tensor("mlp.gate.e_score_correction_bias", "mlp.bias", VECTOR, exact=True),
+        Tensor("mlp.gate.e_score_correction_bias", "mlp.bias", VECTOR),
     ),
     after=parts.OUTPUT,
     left_out=(
         parts.FREQUENCIES,
-        LeftOut(r"layers\.(?P<layer>\d+)\..*", "a layer for tokens further ahead", "layers.{layer}.eh_proj.weight"),
+        LeftOut(
+            pattern=r"layers\.(?P<layer>\d+)\..*",
+            why="layers of multi-token prediction, on which the model's own logits do not depend",
+            beside="layers.{layer}.eh_proj.weight",
+        ),
     ),
 )
