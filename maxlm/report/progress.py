@@ -157,8 +157,11 @@ def live_parts(
     return f"{name}  ", "━" * done + "╌" * (room - done) + "  ", rest
 
 
-def track(iterable: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
-    """Yield from `iterable`, showing progress once it lasts over two seconds; `total` where it has no length."""
+def track(iterable: Iterable[T], description: str, total: int | None = None, unit: str = "") -> Iterator[T]:
+    """Yield from `iterable`, showing progress once it lasts over two seconds; `total` where it has no length.
+
+    With a `unit`, what an item is one of, the rate is shown too.
+    """
     if total is None and hasattr(iterable, "__len__"):
         total = len(iterable)
     began = printed = time.monotonic()
@@ -172,9 +175,9 @@ def track(iterable: Iterable[T], description: str, total: int | None = None) -> 
             if not _on_terminal():
                 if now - printed >= PLAIN_SECONDS:
                     printed = now
-                    print(_track_line(description, done, total, now - began), file=sys.stderr, flush=True)
+                    print(_track_line(description, done, total, now - began, unit), file=sys.stderr, flush=True)
             elif bar is None:
-                bar = _start_bar()
+                bar = _start_bar(unit)
                 task = bar.add_task(description, total=total, completed=done)
             else:
                 bar.update(task, completed=done)
@@ -183,18 +186,29 @@ def track(iterable: Iterable[T], description: str, total: int | None = None) -> 
             bar.stop()
     seconds = time.monotonic() - began
     if bar is None and seconds >= QUIET_SECONDS:
-        print(_track_line(description, done, done, seconds), file=sys.stderr, flush=True)
+        print(_track_line(description, done, done, seconds, unit), file=sys.stderr, flush=True)
 
 
-def _track_line(description: str, done: int, total: int | None, seconds: float) -> str:
-    return f"{description}  {done:,}" + (f"/{total:,}" if total else "") + f"  {duration(seconds)}"
+def _track_line(description: str, done: int, total: int | None, seconds: float, unit: str) -> str:
+    line = (
+        f"{description}  {done:,}" + (f"/{total:,}" if total else "") + f" {unit}".rstrip() + f"  {duration(seconds)}"
+    )
+    if not unit or not done:
+        return line
+    left = f"  {duration(seconds * (total - done) / done)} left" if total and total > done else ""
+    return f"{line}  {done / seconds:,.0f} {unit}/s{left}"
 
 
-def _start_bar():
+def _start_bar(unit: str):
     from rich import progress
+    from rich.text import Text
+
+    class Rate(progress.ProgressColumn):
+        def render(self, task) -> Text:
+            return Text(f"{task.speed or 0:,.0f} {unit}/s")
 
     columns = (progress.TextColumn("{task.description}", markup=False), progress.BarColumn())
-    columns += (progress.MofNCompleteColumn(), progress.TimeRemainingColumn(compact=True))
+    columns += (progress.MofNCompleteColumn(), *((Rate(),) if unit else ()), progress.TimeRemainingColumn(compact=True))
     bar = progress.Progress(*columns, console=_console(), redirect_stdout=sys.stdout.isatty())
     bar.start()
     return bar
