@@ -31,7 +31,7 @@ from maxlm.saved import DIRECTORY, FORMAT_VERSION, finished, read_run, read_trai
 ITEMS = ("params", "optimizer", "counters", "run")
 # Most of an array that is stored, and read, together. A layer's parameters are stored apart, an expert's too: an export
 # reads them one after the other, on machines that hold no more.
-CHUNK_BYTES = 2**24
+CHUNK_BYTES = 2**23
 SHARED_SECONDS = 60  # until a network disk shows everywhere what one process has made
 
 

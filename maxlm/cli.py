@@ -4,7 +4,7 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -25,7 +25,13 @@ Overrides = Annotated[
     typer.Argument(metavar="[KEY=VALUE]...", help="Values that replace the file's, as in optimizer.lr=1e-3."),
 ]
 ModelPath = Annotated[
-    Path, typer.Argument(metavar="PATH", help="Run directory, or one of its checkpoints.", show_default=False)
+    Path,
+    typer.Argument(
+        metavar="PATH", help="Run directory, one of its checkpoints, or Hugging Face folder.", show_default=False
+    ),
+]
+NewDirectory = Annotated[
+    Path, typer.Argument(metavar="OUT", help="Directory to make; must not exist.", show_default=False)
 ]
 
 
@@ -104,6 +110,46 @@ def generate(
     for piece in generate_texts(path, texts, as_json=as_json, logprobs=logprobs, **options):
         sys.stdout.write(piece)
         sys.stdout.flush()
+
+
+@app.command("import")
+def import_(
+    directory: Annotated[
+        Path,
+        typer.Argument(metavar="HF_DIR", help="Folder with config.json and safetensors files.", show_default=False),
+    ],
+    out: NewDirectory,
+    dtype: Annotated[
+        Literal["float32", "bfloat16"] | None, typer.Option(help="Type of the parameters; default: as stored.")
+    ] = None,
+) -> None:
+    """Make a Hugging Face model one of maxlm, tensor by tensor; all commands read it like a run's directory."""
+    from maxlm.convert.importing import import_folder
+
+    _tell_conversion(import_folder(directory, out, dtype), out)
+
+
+@app.command()
+def export(
+    path: Annotated[
+        Path,
+        typer.Argument(metavar="RUN", help="Run directory, checkpoint or imported model.", show_default=False),
+    ],
+    out: NewDirectory,
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "float16"] | None,
+        typer.Option(help="Type of the tensors; default: as stored."),
+    ] = None,
+    family: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Their model_type, as llama; default: the plainest that the model is."),
+    ] = None,
+    max_shard_size: Annotated[str, typer.Option(metavar="SIZE", help="Most of one file, as 5GB or 500MB.")] = "5GB",
+) -> None:
+    """Make a model a Hugging Face folder, tensor by tensor: safetensors, config.json, tokenizer and model card."""
+    from maxlm.convert.exporting import export
+
+    _tell_conversion(export(path, out, dtype, family, max_shard_size), out)
 
 
 @app.command()
@@ -198,6 +244,14 @@ def show(config: ConfigFile, overrides: Overrides = None) -> None:
     from maxlm.config import load, to_yaml
 
     print(to_yaml(load(config, overrides or [])), end="")
+
+
+def _tell_conversion(done, out: Path) -> None:
+    for note in done.notes:
+        print(f"note: {note}", file=sys.stderr)
+    rate = done.nbytes / max(done.seconds, 1e-9) / 1e6
+    figures = f"{done.parameters:,} parameters, {done.nbytes / 1e9:.2f} GB in {done.seconds:.1f} s, {rate:,.0f} MB/s"
+    print(f"{out}: {done.family}, {figures}")
 
 
 def main() -> None:

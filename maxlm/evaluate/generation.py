@@ -1,6 +1,7 @@
 """What `maxlm generate` does with a path and prompts."""
 
 import json
+import math
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -100,8 +101,7 @@ def measured(loaded: Loaded, prompts: Prompts, pieces: Iterable[Piece]) -> Itera
 
 def _warn(loaded: Loaded, lengths: Sequence[int]) -> None:
     """Rotations go on beyond the longest text that a model is made for; what it then says is worth less."""
-    config = loaded.config
-    made_for = config.model.context_length or config.data.seq_len
+    made_for = loaded.made_for or math.inf
     if (beyond := sum(length > made_for for length in lengths)) > 0:
         texts = "a text is" if len(lengths) == 1 else f"{beyond} of {len(lengths)} texts are"
         print(f"note: {texts} longer than the {made_for} tokens that the model is made for", file=sys.stderr)

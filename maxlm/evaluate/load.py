@@ -1,70 +1,148 @@
-"""A trained model from a run directory or one of its checkpoints."""
+"""A model from a run directory, one of its checkpoints, an imported model's directory or a Hugging Face folder."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 
 from maxlm import checkpoint, saved
-from maxlm.config import Config, MeshConfig
+from maxlm.config import Config, MeshConfig, ModelConfig
+from maxlm.convert import tokenizer_files
+from maxlm.convert.arrays import open_checkpoint
+from maxlm.convert.folder import is_folder, path_of, read_folder
+from maxlm.convert.loading import load_parameters
 from maxlm.data.shards import TokenizerEntry
 from maxlm.data.tokenizer import Tokenizer
+from maxlm.errors import ConfigError
 from maxlm.model import decoder
 from maxlm.model.layers import is_cast
 from maxlm.parallel.mesh import build_mesh
 from maxlm.parallel.sharding import check_divisible, tree_shardings
 
 
+class Source(NamedTuple):
+    """A model before its parameters are read."""
+
+    path: Path
+    model: ModelConfig
+    config: Config | None  # of the run; None of a model that was not trained here
+    dtypes: Mapping[tuple[str, ...], np.dtype]  # of such a one: of its parameters as they are stored
+    tokenizer: Tokenizer | None  # None where the model came without one that can be read
+    stop_ids: tuple[int, ...]  # tokens that end a text, the end of a document first
+    step: int
+    read: Callable[[Any], dict]  # the arrays of an abstract tree
+
+    @property
+    def compute(self) -> str:
+        """The type of activations and products that the run says, or auto."""
+        return self.config.precision.compute if self.config else "auto"
+
+
 @dataclass(frozen=True)
 class Loaded:
     """Parameters on a mesh, with what is needed to use them."""
 
-    config: Config
+    path: Path
+    model: ModelConfig
+    config: Config | None
     graphdef: nnx.GraphDef
     params: dict
-    tokenizer: Tokenizer
+    found_tokenizer: Tokenizer | None
+    stop_ids: tuple[int, ...]
     mesh: Mesh
     step: int
 
     @property
-    def model(self) -> decoder.Decoder:
+    def decoder(self) -> decoder.Decoder:
         return nnx.merge(self.graphdef, self.params)
 
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Raises `ConfigError` where the model came without one."""
+        if self.found_tokenizer is None:
+            raise ConfigError(f"{self.path}: has no tokenizer.json and no tokenizer.model; add one to read texts")
+        return self.found_tokenizer
 
-def load(path: str | Path) -> tuple[decoder.Decoder, Tokenizer]:
-    """The model and its tokenizer; `model(tokens)` gives float32 logits [B, S, V] for int32 tokens [B, S]."""
+    @property
+    def made_for(self) -> int | None:
+        """The longest sequence in tokens that the model is made for, where it says so."""
+        return self.model.context_length or (self.config.data.seq_len if self.config else None)
+
+
+def load(path: str | Path) -> tuple[decoder.Decoder, Tokenizer | None]:
+    """The model and its tokenizer; `model(tokens)` gives float32 logits [B, S, V] for int32 tokens [B, S].
+
+    The tokenizer is None where a Hugging Face folder has none that maxlm reads.
+    """
     loaded = load_all(path)
-    return loaded.model, loaded.tokenizer
+    return loaded.decoder, loaded.found_tokenizer
 
 
 def load_all(path: str | Path, *, mesh: Mesh | None = None, dtype: str | None = None) -> Loaded:
-    """Read a run directory's newest checkpoint, or the checkpoint directory given; parameters alone are read.
+    """Read a run directory's newest checkpoint, or the checkpoint directory or Hugging Face folder given; parameters
+    alone are read.
 
     They are placed on the mesh, by default on all devices along `embed`, whatever mesh wrote them. With `dtype`
     matrices and tables are kept in that type, in which the model computes: its numbers are the same, its memory less.
     Raises `DataError` naming the path when there is nothing to load, `ConfigError` where an axis does not divide.
     """
-    directory, run, _, config = saved.find(path)
+    return load_source(find_source(path), mesh=mesh, dtype=dtype)
+
+
+def find_source(path: str | Path) -> Source:
+    """What is at a path; raises as `load_all` does."""
+    path = Path(path)
+    return _folder(path) if is_folder(path) else _saved(path)
+
+
+def load_source(source: Source, *, mesh: Mesh | None = None, dtype: str | None = None) -> Loaded:
+    """The second half of `load_all`."""
+    model = source.model
     if mesh is None:
         devices = jax.devices()
-        mesh = build_mesh(MeshConfig(), devices[:1] if config.model.embed_dim % len(devices) else devices)
+        mesh = build_mesh(MeshConfig(), devices[:1] if model.embed_dim % len(devices) else devices)
     device = mesh.devices.flat[0]
-    computed = dtype or config.precision.compute
+    computed = dtype or source.compute
     if computed == "auto":
         computed = "float32" if device.platform == "cpu" else "bfloat16"
-    options = {"params_dtype": jnp.dtype(config.precision.params), "dtype": jnp.dtype(computed)}
+    params_dtype = source.config.precision.params if source.config else "bfloat16"
+    options = {"params_dtype": jnp.dtype(params_dtype), "dtype": jnp.dtype(computed)}
     options |= {"platform": device.platform, "device_kind": device.device_kind}
-    graphdef, shapes, axes = decoder.abstract(config.model, **options)
+    graphdef, shapes, axes = decoder.abstract(model, **options)
 
-    def placed(leaf: jax.ShapeDtypeStruct, sharding: NamedSharding, names: tuple[str, ...]) -> jax.ShapeDtypeStruct:
+    def placed(keys, leaf, sharding, names) -> jax.ShapeDtypeStruct:
         check_divisible(names, leaf.shape, mesh)
-        narrow = dtype is not None and is_cast(names) and options["dtype"].itemsize < leaf.dtype.itemsize
-        return jax.ShapeDtypeStruct(leaf.shape, options["dtype"] if narrow else leaf.dtype, sharding=sharding)
+        stored = jnp.promote_types(leaf.dtype, source.dtypes.get(path_of(keys), leaf.dtype))
+        narrow = dtype is not None and is_cast(names) and options["dtype"].itemsize < stored.itemsize
+        return jax.ShapeDtypeStruct(leaf.shape, options["dtype"] if narrow else stored, sharding=sharding)
 
-    abstract = jax.tree.map(placed, shapes, tree_shardings(axes, shapes, mesh), axes)
-    items, _ = checkpoint.restore(directory, {"params": abstract})
-    tokenizer = Tokenizer(directory.parents[1] / "tokenizer", TokenizerEntry.model_validate(run["tokenizer"]))
-    return Loaded(config, graphdef, items["params"], tokenizer, mesh, int(run["step"]))
+    params = source.read(jax.tree_util.tree_map_with_path(placed, shapes, tree_shardings(axes, shapes, mesh), axes))
+    rest = source.tokenizer, source.stop_ids, mesh, source.step
+    return Loaded(source.path, model, source.config, graphdef, params, *rest)
+
+
+def _saved(path: Path) -> Source:
+    directory, run, model, config = found = saved.find(path)
+    entry = run["tokenizer"] and TokenizerEntry.model_validate(run["tokenizer"])
+    tokenizer = Tokenizer(found.tokenizer_dir, entry) if entry else None
+    dtypes = {} if config else open_checkpoint(directory).dtypes
+
+    def read(abstract: Any) -> dict:
+        return checkpoint.restore(directory, {"params": abstract})[0]["params"]
+
+    return Source(path, model, config, dtypes, tokenizer, found.stop_ids, int(run["step"]), read)
+
+
+def _folder(path: Path) -> Source:
+    folder = read_folder(path)
+    entry, stops = tokenizer_files.describe(path)
+    tokenizer = Tokenizer(path, entry) if entry else None
+    return Source(
+        path, folder.model, None, folder.dtypes, tokenizer, tuple(stops), 0, lambda tree: load_parameters(folder, tree)
+    )

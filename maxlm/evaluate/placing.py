@@ -10,12 +10,11 @@ from jax.sharding import Mesh
 
 from maxlm.config import MeshConfig, ModelConfig, validate
 from maxlm.errors import ConfigError
-from maxlm.evaluate.load import Loaded, load_all
+from maxlm.evaluate.load import Loaded, find_source, load_source
 from maxlm.model import decoder
 from maxlm.parallel.hardware import chip_of
 from maxlm.parallel.mesh import axis_sizes, build_mesh
 from maxlm.parallel.sharding import check_divisible
-from maxlm.saved import find
 
 AXES = ("data", "fsdp", "expert", "tensor")  # decoding splits neither layers nor sequences
 DTYPES = ("bfloat16", "float32")
@@ -30,17 +29,17 @@ def open_model(path: Path, mesh: str | None, dtype: str | None, texts: int) -> L
         dtype: of activations, caches and of the matrices in memory; None for what the run says (precision.compute),
             with auto bfloat16 on accelerators and float32 on a CPU.
     """
-    config, devices = find(path).config, jax.devices()
+    source, devices = find_source(path), jax.devices()
     if dtype is not None and dtype not in DTYPES:
         raise ConfigError(f"--dtype: found {dtype}, expected {' or '.join(DTYPES)}")
-    if dtype is None and config.precision.compute != "auto":
-        dtype = config.precision.compute
+    if dtype is None and source.compute != "auto":
+        dtype = source.compute
     dtype = dtype or ("float32" if devices[0].platform == "cpu" else "bfloat16")
     if mesh is None:
-        placed = default_mesh(config.model, devices, texts, jnp.dtype(dtype).itemsize)
+        placed = default_mesh(source.model, devices, texts, jnp.dtype(dtype).itemsize)
     else:
         placed = named_mesh(mesh, devices)
-    return load_all(path, mesh=placed, dtype=dtype)
+    return load_source(source, mesh=placed, dtype=dtype)
 
 
 def named_mesh(text: str, devices: Sequence[jax.Device]) -> Mesh:

@@ -60,7 +60,7 @@ def stream_text(
     """
     tokenizer, ended = loaded.tokenizer, set()
     texts = [TextStream(tokenizer, ids, stop_strings) for ids in prompts]
-    defaults = {"stop_ids": stop_ids(tokenizer), "vocab_size": tokenizer.vocab_size}
+    defaults = {"stop_ids": stop_ids(tokenizer) | set(loaded.stop_ids), "vocab_size": tokenizer.vocab_size}
     for drawn in stream(loaded.graphdef, loaded.params, prompts, ended=ended, **defaults | options):
         text, finish = texts[drawn.number], drawn.finish
         added = text.add(drawn.ids)
