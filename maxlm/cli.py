@@ -124,6 +124,7 @@ def import_(
     ] = None,
 ) -> None:
     """Make a Hugging Face model one of maxlm, tensor by tensor; all commands read it like a run's directory."""
+    _on_the_host()
     from maxlm.convert.importing import import_folder
 
     _tell_conversion(import_folder(directory, out, dtype), out)
@@ -147,6 +148,7 @@ def export(
     max_shard_size: Annotated[str, typer.Option(metavar="SIZE", help="Most of one file, as 5GB or 500MB.")] = "5GB",
 ) -> None:
     """Make a model a Hugging Face folder, tensor by tensor: safetensors, config.json, tokenizer and model card."""
+    _on_the_host()
     from maxlm.convert.exporting import export
 
     _tell_conversion(export(path, out, dtype, family, max_shard_size), out)
@@ -244,6 +246,14 @@ def show(config: ConfigFile, overrides: Overrides = None) -> None:
     from maxlm.config import load, to_yaml
 
     print(to_yaml(load(config, overrides or [])), end="")
+
+
+def _on_the_host() -> None:
+    """Nothing runs on a device: a TPU or GPU that is here stays free."""
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    from maxlm.parallel import runtime
+
+    runtime.setup()
 
 
 def _tell_conversion(done, out: Path) -> None:

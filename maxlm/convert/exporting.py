@@ -21,11 +21,12 @@ from maxlm.convert import card, tokenizer_files
 from maxlm.convert.arrays import Slices, damaged, each, open_checkpoint, return_freed_memory
 from maxlm.convert.building import building
 from maxlm.convert.families import links, write_config
-from maxlm.convert.folder import CONFIG, Path_, converted, parameters
+from maxlm.convert.folder import CONFIG, Path_, converted, parameter_shapes
 from maxlm.convert.importing import Converted, megabytes
 from maxlm.convert.links import Link
 from maxlm.convert.tensors import DTYPE_NAMES, INDEX, SINGLE
 from maxlm.errors import ConfigError, DataError
+from maxlm.model import counts
 from maxlm.report.progress import track
 from maxlm.saved import Saved
 
@@ -80,7 +81,7 @@ def export(
     family, config = write_config(_with_length(found), family or found.run.get("family"))
     wanted = links(family, found.model)
     slices = _open(found, wanted)
-    dtypes = converted(found.model, slices.dtypes, None if dtype is None else jnp.dtype(dtype))
+    dtypes = converted(wanted, slices.dtypes, dtype and jnp.dtype(dtype))
     shards = split_shards([Entry(link, _common(link, dtypes)) for link in wanted], most)
     nbytes = sum(entry.nbytes for shard in shards for entry in shard.entries)
     with building(out, nbytes) as partial:
@@ -92,8 +93,7 @@ def export(
         _write_json(partial / CONFIG, config)
         tokenizer_files.write_files(found, partial, config)
         (partial / "README.md").write_text(card.model_card(found, family, main.name))
-    count = sum(leaf.size for leaf in parameters(found.model).values())
-    return Converted(family, count, nbytes, time.monotonic() - began, [])
+    return Converted(family, counts.parameter_count(found.model), nbytes, time.monotonic() - began, [])
 
 
 def shard_bytes(text: str) -> int:
@@ -140,7 +140,7 @@ def _open(found: Saved, wanted: Sequence[Link]) -> Slices:
     while its layers are read, or each of them would read it all.
     """
     slices = open_checkpoint(found.directory)
-    expected = {path: leaf.shape for path, leaf in parameters(found.model).items()}
+    expected = parameter_shapes(found.model)
     if unlike := sorted({".".join(path) for path, _ in expected.items() ^ slices.shapes.items()}):
         raise DataError(f"{found.directory}: its parameters are not those of its model: {', '.join(unlike[:5])}")
     kept = max(_shared_bytes(link, slices) for link in wanted)

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -82,10 +82,10 @@ def read_json(path: Path, expected: str) -> dict[str, Any]:
     return value
 
 
-def parameters(model: ModelConfig, dtype: Any = jnp.bfloat16) -> dict[Path_, jax.ShapeDtypeStruct]:
-    """Shapes and types of the decoder's parameters by their paths, where `dtype` is that of the most."""
-    _, shapes, _ = decoder.abstract(model, params_dtype=jnp.dtype(dtype))
-    return {path_of(keys): leaf for keys, leaf in jax.tree_util.tree_leaves_with_path(shapes)}
+def parameter_shapes(model: ModelConfig) -> dict[Path_, tuple[int, ...]]:
+    """Shapes of the decoder's parameters by their paths."""
+    _, shapes, _ = decoder.abstract(model)
+    return {path_of(keys): leaf.shape for keys, leaf in jax.tree_util.tree_leaves_with_path(shapes)}
 
 
 def path_of(keys: tuple) -> Path_:
@@ -129,13 +129,12 @@ def _equal(one: Tensor, other: Tensor) -> bool:
     return all(row.tobytes() == like.tobytes() for row, like in zip(one.map(), other.map(), strict=True))
 
 
-def converted(model: ModelConfig, dtypes: Mapping[Path_, np.dtype], dtype: np.dtype | None) -> dict[Path_, np.dtype]:
+def converted(wanted: Iterable[Link], dtypes: Mapping[Path_, np.dtype], dtype: Any) -> dict[Path_, np.dtype]:
     """The types of parameters of the given types when they are asked for in another one; None leaves them.
 
-    Those that the decoder has in float32 whatever the others are in (routers) stay as they are: who computes what would
-    change.
+    Those that are exact stay as they are.
     """
     if dtype is None:
         return dict(dtypes)
-    exact = {path for path, leaf in parameters(model).items() if leaf.dtype == jnp.float32}
+    exact = {path for link in wanted if link.exact for path, _ in link.ours}
     return {path: found if path in exact else np.dtype(dtype) for path, found in dtypes.items()}

@@ -10,9 +10,10 @@ import jax.numpy as jnp
 from maxlm.convert import tokenizer_files
 from maxlm.convert.arrays import Array, Slices, each, return_freed_memory, write_checkpoint
 from maxlm.convert.building import building
-from maxlm.convert.folder import Folder, converted, parameters, read_folder
+from maxlm.convert.folder import Folder, converted, parameter_shapes, read_folder
 from maxlm.convert.links import Link
 from maxlm.errors import SaveError
+from maxlm.model import counts
 from maxlm.report.progress import track
 from maxlm.saved import DIRECTORY, TOKENIZER
 
@@ -55,15 +56,14 @@ def import_folder(directory: Path, out: Path, dtype: str | None = None) -> Conve
     notes = folder.notes + (
         [] if tokenizer else [f"{directory} has no tokenizer.json and no tokenizer.model: texts cannot be encoded"]
     )
-    count = sum(leaf.size for leaf in parameters(folder.model).values())
-    return Converted(folder.family, count, nbytes, time.monotonic() - began, notes)
+    return Converted(folder.family, counts.parameter_count(folder.model), nbytes, time.monotonic() - began, notes)
 
 
 def _arrays(folder: Folder, dtype: str | None) -> dict[tuple[str, ...], Array]:
-    dtypes = converted(folder.model, folder.dtypes, None if dtype is None else jnp.dtype(dtype))
+    dtypes = converted(folder.links, folder.dtypes, dtype and jnp.dtype(dtype))
     stacked = {path: len(index) for link in folder.links for path, index in link.ours}
-    shapes = parameters(folder.model)
-    return {path: Array(leaf.shape, dtypes[path], stacked[path]) for path, leaf in shapes.items()}
+    shapes = parameter_shapes(folder.model)
+    return {path: Array(shape, dtypes[path], stacked[path]) for path, shape in shapes.items()}
 
 
 def _nested(folder: Folder, arrays: dict[tuple[str, ...], Array]) -> dict[str, Any]:
