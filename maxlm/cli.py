@@ -97,19 +97,42 @@ def generate(
     dtype: Annotated[
         str | None, typer.Option(help="bfloat16 or float32; default: the run's, or as the device computes best.")
     ] = None,
+    chat: Annotated[
+        bool,
+        typer.Option(
+            "--chat", help="Answer prompts, the lines of a terminal or stdin by the tokenizer's chat template."
+        ),
+    ] = False,
+    system: Annotated[str | None, typer.Option(help="With --chat, the system's message.")] = None,
 ) -> None:
-    """Continue texts, printed as they are produced."""
+    """Continue texts, printed as they are produced; or hold a conversation.
+
+    With --chat and no prompt, messages are read from the terminal, or from a pipe: text as a user's message, or a JSON
+    list of {"role", "content"}.
+    """
     from maxlm.config import validate
-    from maxlm.evaluate.generation import generate_texts, read_prompts
+    from maxlm.evaluate.conversation import answer_texts, converse
+    from maxlm.evaluate.generation import for_terminal, generate_texts, read_prompts
     from maxlm.evaluate.sampling import Sampling
+
+    def show(piece: str) -> None:
+        sys.stdout.write(for_terminal(piece) if sys.stdout.isatty() else piece)
+        sys.stdout.flush()
 
     values = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
     options = {"sampling": validate(values, Sampling, "generate"), "max_tokens": max_tokens, "seed": seed}
-    options |= {"mesh": mesh, "dtype": dtype, "batch_size": batch, "stop_strings": stop or []}
-    texts = (prompt or []) + (read_prompts(prompts) if prompts else []) or [""]
-    for piece in generate_texts(path, texts, as_json=as_json, logprobs=logprobs, **options):
-        sys.stdout.write(piece)
-        sys.stdout.flush()
+    options |= {"mesh": mesh, "dtype": dtype, "stop_strings": stop or []}
+    printed = {"batch_size": batch, "as_json": as_json, "logprobs": logprobs}
+    texts = (prompt or []) + (read_prompts(prompts) if prompts else [])
+    if not chat:
+        pieces = generate_texts(path, texts or [""], **printed, **options)
+    elif texts or not sys.stdin.isatty():
+        pieces = answer_texts(path, texts, system, **printed, **options)
+    else:
+        converse(path, system, show, **options)
+        return
+    for piece in pieces:
+        show(piece)
 
 
 @app.command("import")

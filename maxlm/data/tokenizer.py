@@ -125,8 +125,11 @@ class Tokenizer:
         # Opened anew: the library's own pickle forgets that special tokens in a text are ordinary text.
         self.__init__(**state)
 
-    def encode(self, text: str) -> list[int]:
-        """Ids of the text alone, without BOS and EOS; special tokens in the text are ordinary text."""
+    def encode(self, text: str, special: bool = False) -> list[int]:
+        """Ids of the text alone, without BOS and EOS; special tokens in the text are ordinary text, unless `special`
+        says that they are themselves, as in what a chat template writes."""
+        if special:
+            return self._encode_special(text)
         if self.entry.kind == "tokenizers":
             return self._library.encode(text, add_special_tokens=False).ids
         if META_SPACE not in text or self._meta_space_ids is None:
@@ -135,6 +138,17 @@ class Tokenizer:
         for number, piece in enumerate(text.split(META_SPACE)):
             ids += (self._meta_space_ids if number else []) + self._library.encode(piece)
         return ids
+
+    def _encode_special(self, text: str) -> list[int]:
+        if self.entry.kind == "tokenizers":
+            self._library.encode_special_tokens = False
+            try:
+                return self._library.encode(text, add_special_tokens=False).ids
+            finally:
+                self._library.encode_special_tokens = True
+        control = "|".join(map(re.escape, self.control_tokens()))
+        parts = enumerate(re.split(f"({control})", text))
+        return [i for n, part in parts for i in ([self.token_id(part)] if n % 2 else self.encode(part))]
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """`encode` of every text, as uint32 arrays."""
@@ -163,6 +177,19 @@ class Tokenizer:
             return self._library.token_to_id(text)
         number = self._library.piece_to_id(text)  # the unknown piece's for what it does not know
         return number if self._library.id_to_piece(number) == text else None
+
+    def token_text(self, number: int) -> str:
+        """How the token with this id is written."""
+        if self.entry.kind == "tokenizers":
+            return self._library.id_to_token(number)
+        return self._library.id_to_piece(number)
+
+    def control_tokens(self) -> list[str]:
+        """Special tokens in the strict sense, by id: those that `encode` finds in no text, unless it is told to."""
+        if self.entry.kind == "tokenizers":
+            added = sorted(self._library.get_added_tokens_decoder().items())
+            return [token.content for _, token in added if token.special]
+        return [self._library.id_to_piece(i) for i in range(self.vocab_size) if self._library.is_control(i)]
 
     def special_tokens(self) -> list[str]:
         """Tokens that are no pieces of ordinary text, or are written as if they were none, by id."""

@@ -4,6 +4,7 @@ import json
 import math
 import sys
 import time
+import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -96,15 +97,21 @@ def measured(loaded: Loaded, prompts: Prompts, pieces: Iterable[Piece]) -> Itera
             rate = rest / max(time.monotonic() - first, 1e-9)
             seconds = f"the first after {first - begin:.1f} s"
             print(f"{total} tokens, {seconds}, then {rate:.1f} per second", file=sys.stderr)
-            _warn(loaded, lengths)
+            warn_beyond(loaded, lengths)
 
 
-def _warn(loaded: Loaded, lengths: Sequence[int]) -> None:
+def warn_beyond(loaded: Loaded, lengths: Sequence[int]) -> None:
     """Rotations go on beyond the longest text that a model is made for; what it then says is worth less."""
     made_for = loaded.made_for or math.inf
     if (beyond := sum(length > made_for for length in lengths)) > 0:
         texts = "a text is" if len(lengths) == 1 else f"{beyond} of {len(lengths)} texts are"
         print(f"note: {texts} longer than the {made_for} tokens that the model is made for", file=sys.stderr)
+
+
+def for_terminal(text: str) -> str:
+    """The text without what a terminal obeys: control characters but line breaks and tabs are written as numbers."""
+    kept = (c in "\n\t" or unicodedata.category(c) != "Cc" for c in text)
+    return "".join(c if keep else f"\\x{ord(c):02x}" for c, keep in zip(text, kept, strict=True))
 
 
 def read_prompts(path: Path) -> list[str]:
