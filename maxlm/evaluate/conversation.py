@@ -62,18 +62,19 @@ def converse(
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  (editing and history of the lines that input() reads)
     print(HELP, file=sys.stderr)
-    messages = _system(system)
+    messages, told = _system(system), False
     while (line := _read_line()) is not None:
         if line == "/new":
             messages = _system(system)
         elif line:
             asked = [*messages, {"role": "user", "content": line}]
             try:
-                answer = _answer(loaded, chat, asked, show, max_tokens, seed=seed + len(messages), **options)
+                answer, length = _answer(loaded, chat, asked, show, max_tokens, seed=seed + len(messages), **options)
             except ConfigError as error:  # of this message: the conversation goes on without it
                 print(f"error: {error}", file=sys.stderr)
             else:
                 messages = [*asked, {"role": "assistant", "content": answer}]
+                told = told or warn_beyond(loaded, [length])
 
 
 def _read_line() -> str | None:
@@ -87,12 +88,13 @@ def _read_line() -> str | None:
 
 def _answer(
     loaded: Loaded, chat: Chat, messages: list, show: Callable[[str], None], max_tokens: int, **options: Any
-) -> str:
-    """The answer, or what there was of it when Ctrl-C stopped it."""
-    ids, answer, length = chat.encode(messages), "", 0
+) -> tuple[str, int]:
+    """The answer, or what there was of it when Ctrl-C stopped it, and the length of the conversation in tokens."""
+    ids, answer = chat.encode(messages), ""
+    length = len(ids)
     rows = loaded.config.model.learned_positions
     if rows is not None:
-        max_tokens = max(1, min(max_tokens, rows - len(ids) + 1))
+        max_tokens = max(1, min(max_tokens, rows - length + 1))
     try:
         for piece in stream_text(loaded, [ids], stop_ids=chat.stop_ids, max_tokens=max_tokens, **options):
             show(piece.text)
@@ -102,8 +104,7 @@ def _answer(
     except KeyboardInterrupt:
         show(" [stopped]")
     show("\n")
-    warn_beyond(loaded, [len(ids) + length])
-    return answer
+    return answer, length
 
 
 def _system(text: str | None) -> list[dict[str, str]]:

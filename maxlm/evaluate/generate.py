@@ -208,7 +208,10 @@ class Decoding:
             self.state, logprob_B = _read(
                 self.graphdef, self.params, tokens_BS, lengths_B, self.rules, self.sampling, slots=slots, piece=piece
             )
-        token_B, logprob_B = jax.device_get((self.state.token_B, logprob_B))
+        token_B = jnp.copy(self.state.token_B)  # the state is donated
+        # No step: the other program is compiled while the device reads the prompts.
+        self.draw(0, np.zeros(len(prompts), bool))
+        token_B, logprob_B = jax.device_get((token_B, logprob_B))
         return Chunk(token_B[:, None], logprob_B[:, None])
 
     def draw(self, steps: int, ended_B: np.ndarray) -> Chunk:

@@ -100,12 +100,17 @@ def measured(loaded: Loaded, prompts: Prompts, pieces: Iterable[Piece]) -> Itera
             warn_beyond(loaded, lengths)
 
 
-def warn_beyond(loaded: Loaded, lengths: Sequence[int]) -> None:
-    """Rotations go on beyond the longest text that a model is made for; what it then says is worth less."""
+def warn_beyond(loaded: Loaded, lengths: Sequence[int]) -> bool:
+    """Whether texts are longer than the model is made for, which stderr is told.
+
+    Rotations go on beyond that, so it is no error; what the model then says is worth less.
+    """
     made_for = loaded.made_for or math.inf
-    if (beyond := sum(length > made_for for length in lengths)) > 0:
+    beyond = sum(length > made_for for length in lengths)
+    if beyond:
         texts = "a text is" if len(lengths) == 1 else f"{beyond} of {len(lengths)} texts are"
         print(f"note: {texts} longer than the {made_for} tokens that the model is made for", file=sys.stderr)
+    return beyond > 0
 
 
 def for_terminal(text: str) -> str:
