@@ -40,6 +40,7 @@ from maxlm.config.sections import (
     HardwareConfig,
     KernelsConfig,
     LoggingConfig,
+    LossConfig,
     MeshConfig,
     OptimizerConfig,
     ParallelConfig,
