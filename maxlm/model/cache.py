@@ -97,7 +97,9 @@ class Text(NamedTuple):
             shard(jax.lax.dynamic_update_slice_in_dim(old, _as(new, old), self.length, axis=1), *TOKENS)
             for old, new in zip(self[:3], (tokens_BS, segment_ids_BS, positions_BS), strict=True)
         )
-        lengths_BT = rotation_lengths(segment_ids_BT, positions_BT, config)
+        # Documents end with the new tokens, and are as long as before where there are none.
+        lengths_BT = rotation_lengths(segment_ids_BS, positions_BS, config, segment_ids_BT)
+        lengths_BT = jnp.maximum(self.lengths_BT, lengths_BT)
         return Text(tokens_BT, segment_ids_BT, positions_BT, lengths_BT, self.length + tokens_BS.shape[1])
 
     def outdates(self, before: "Text") -> jax.Array:

@@ -49,21 +49,23 @@ def rotations(positions_BS: jax.Array, config: ModelConfig, lengths_BS: jax.Arra
     return Rotations(full, local)
 
 
-def rotation_lengths(segment_ids_BS: jax.Array, positions_BS: jax.Array, config: ModelConfig) -> jax.Array | None:
+def rotation_lengths(segment_ids_BS, positions_BS, config: ModelConfig, of_BT=None) -> jax.Array | None:
     """Length of every token's document, int32 [B, S], as far as rotations depend on it; None where they do not.
 
     A length up to `original_length` counts as that; with longrope a greater one as a token more. Columns may stand in
-    any order. All pairs of tokens are compared, in a sum that is never stored: at 128k tokens in a row a few
-    milliseconds of a TPU, and nothing is assumed about the numbers of documents.
+    any order. All pairs of tokens are compared, in a maximum that is never stored: at 128k tokens in a row a few
+    milliseconds of a TPU, and nothing is assumed about the numbers of documents. With `of_BT`, segment ids of other
+    tokens, theirs [B, T], of documents that end with the given tokens.
     """
     scaling = config.rope.scaling
     if not config.rope.by_length or config.learned_positions is not None:
         return None
-    segment_ids_BT, positions_BT = shard(segment_ids_BS, "batch", None), shard(positions_BS, "batch", None)
-    same_BST = segment_ids_BS[:, :, None] == segment_ids_BT[:, None, :]
-    lengths_BS = 1 + jnp.max(jnp.where(same_BST, positions_BT[:, None, :], 0), axis=2)
+    of_BT = segment_ids_BS if of_BT is None else of_BT
+    segment_ids_BS, positions_BS = shard(segment_ids_BS, "batch", None), shard(positions_BS, "batch", None)
+    same_BTS = of_BT[:, :, None] == segment_ids_BS[:, None, :]
+    lengths_BT = 1 + jnp.max(jnp.where(same_BTS, positions_BS[:, None, :], 0), axis=2)
     most = scaling.original_length + 1 if isinstance(scaling, LongRopeScaling) else None
-    return shard(jnp.clip(lengths_BS, scaling.original_length, most), "batch", "sequence")
+    return shard(jnp.clip(lengths_BT, scaling.original_length, most), "batch", "sequence")
 
 
 def attention_factor(rope: RopeConfig) -> float:
