@@ -193,6 +193,7 @@ CASES = {
         {"context": 2, "pipeline": 2, "fsdp": 2},
         {"pipeline": {"microbatches": 2}},
     ),
+    "context4-tensor2-longrope": ("longrope", {"context": 4, "tensor": 2}, {"parallel": {"context": "ring"}}),
     "tensor4-fsdp2-olmo2": ("olmo2", {"tensor": 4, "fsdp": 2}, {"parallel": {"zero": 1}}),
     "fsdp2-tensor2-expert2-deepseek": (
         "deepseek",
