@@ -10,11 +10,11 @@ from jax.ad_checkpoint import checkpoint_name
 from maxlm.config import ModelConfig
 from maxlm.model.cache import Caches, KeyValues
 from maxlm.model.latent import LatentAttention
-from maxlm.model.layers import MLP, Attention, Options, RematPolicy, is_matrix
+from maxlm.model.layers import MLP, Attention, Options, RematPolicy, is_matrix, whole
 from maxlm.model.moe import MoE, RouterStats
 from maxlm.model.norms import Norm, stream_norm
 from maxlm.model.positions import Rotations, rotations
-from maxlm.parallel.sharding import reshard, shard
+from maxlm.parallel.sharding import shard
 
 LAYER_INPUT = "layer_input"  # name of what a layer needs to be computed again
 
@@ -33,8 +33,6 @@ REMAT_POLICIES = {
         offload_dst="pinned_host",
     ),
 }
-
-WHOLE = ("batch", "sequence", None)  # activations of which every tensor shard has all
 
 
 class Places(NamedTuple):
@@ -75,21 +73,16 @@ class Layer(nnx.Module):
     def __call__(self, x_BSD, rope: Rotations, segment_ids_BS, cache: KeyValues | None, prefix_BS=None):
         """The rows after the layer, the extended cache, and what the router did (None without experts)."""
         x_BSD, stats = shard(x_BSD, *self.residual), None
-        normed_BSD = self._whole(_normed(x_BSD, self.attention_norm))
+        normed_BSD = _normed(x_BSD, self.attention_norm)
         mixed_BSD, cache = self.attention(normed_BSD, rope, segment_ids_BS, cache, prefix_BS)
         mixed_BSD = checkpoint_name(shard(mixed_BSD, *self.residual), "attention_out")
         x_BSD = x_BSD + _normed(mixed_BSD, self.attention_out_norm)
-        normed_BSD = self._whole(_normed(x_BSD, self.mlp_norm))
+        normed_BSD = whole(_normed(x_BSD, self.mlp_norm), self.residual)
         if self.routed:
             out_BSD, stats = self.mlp(normed_BSD, segment_ids_BS)
         else:
             out_BSD = self.mlp(normed_BSD, self.mlp_chunks)
         return x_BSD + _normed(shard(out_BSD, *self.residual), self.mlp_out_norm), cache, stats
-
-    def _whole(self, x_BSD: jax.Array) -> jax.Array:
-        """The sequence gathered from the tensor shards, where the residual stream is split over them."""
-        # Pinned before it travels, or the partitioner may gather the float32 from which the norm rounds it.
-        return reshard(shard(x_BSD, *self.residual), WHOLE, self.residual)
 
 
 def _normed(x_BSD: jax.Array, norm: Norm | None) -> jax.Array:

@@ -19,14 +19,14 @@ import jax.numpy as jnp
 from flax import nnx
 
 from maxlm.config import ModelConfig
-from maxlm.model.block import WHOLE, Layer, Places, Routers, checkpointed, checkpointed_stage, run_blocks
+from maxlm.model.block import Layer, Places, Routers, checkpointed, checkpointed_stage, run_blocks
 from maxlm.model.cache import Caches, KeyValues, empty_keys, empty_text
-from maxlm.model.layers import POSITIONS, TABLE, Options, look_up, parameter, weight
+from maxlm.model.layers import POSITIONS, TABLE, Options, look_up, parameter, weight, whole
 from maxlm.model.mask import capped
 from maxlm.model.norms import stream_norm
 from maxlm.model.positions import rotation_lengths, rotations
 from maxlm.parallel.pipeline import pipeline
-from maxlm.parallel.sharding import axis_size, replicated, reshard, shard
+from maxlm.parallel.sharding import axis_size, replicated, shard
 
 DEFAULT = Options()
 
@@ -107,8 +107,7 @@ class Decoder(nnx.Module):
         blocks = None if caches is None else {position: caches[position] for position in self.blocks}
         x_BSD, blocks, routers = self._run_blocks(x_BSD, places, blocks)
         caches = None if caches is None else caches | blocks
-        normed_BSD = shard(self.final_norm(x_BSD), *options.residual)
-        return Hidden(reshard(normed_BSD, WHOLE, options.residual), caches, routers)
+        return Hidden(whole(self.final_norm(x_BSD), options.residual), caches, routers)
 
     def _extend(self, tokens_BS, segment_ids_BS, positions_BS, caches: Caches) -> Hidden:
         """Decoding where rotations depend on the length of a document.

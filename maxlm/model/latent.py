@@ -17,7 +17,7 @@ from jax.ad_checkpoint import checkpoint_name
 from maxlm.config import ModelConfig
 from maxlm.model.attention import attend
 from maxlm.model.cache import KeyValues
-from maxlm.model.layers import Options, attended, parameter, weight
+from maxlm.model.layers import Options, attended, parameter, weight, whole
 from maxlm.model.norms import Norm
 from maxlm.model.positions import Rotations, Tables, apply_rope
 from maxlm.parallel.sharding import shard
@@ -30,6 +30,9 @@ class LatentAttention(nnx.Module):
     works on these: a product with key_up can as well be one of the queries, and one with value_up one of what was
     mixed. That is attention with one key/value head, R + P wide. Elsewhere keys and values are made of the latent for
     every head, which takes fewer products where all tokens are queries.
+
+    Where the residual stream is split over the tensor shards, each makes the latents of its own tokens, and these
+    travel in place of the wider stream.
     """
 
     def __init__(self, config: ModelConfig, window: int | None, out_std: float, key: jax.Array, options: Options):
@@ -55,14 +58,14 @@ class LatentAttention(nnx.Module):
         self.out = parameter(keys[6], out, ("heads", "head_dim", "embed"), out_std, dtype)
         # `attend` divides scores by the root of the width.
         self.scale = config.query_scale or width**-0.5
-        self.attended = attended(config, window, options)
+        self.attended, self.residual = attended(config, window, options), options.residual
 
     def __call__(self, x_BSD, rope: Rotations, segment_ids_BS, cache: KeyValues | None, prefix_BS=None):
         dtype, tables = x_BSD.dtype, rope.of(self.attended.window)
         q_BSHN, q_BSHP = self._queries(x_BSD, tables)
-        c_BSR = self.kv_norm(_product("BSD,DR->BSR", x_BSD, weight(self.kv_down, dtype)))
-        c_BSR = shard(c_BSR, "batch", "sequence", None)
-        k_BS1P = apply_rope(_product("BSD,DP->BSP", x_BSD, weight(self.key_rope, dtype))[:, :, None], tables)
+        c_BSR = self._latent(x_BSD, self.kv_down, self.kv_norm)
+        k_BS1P = apply_rope(self._latent(x_BSD, self.key_rope)[:, :, None], tables)
+        k_BS1P = shard(k_BS1P, "batch", "sequence", None, None)
         key_up, value_up = weight(self.key_up, dtype), weight(self.value_up, dtype)
         if cache is None:
             k_BSHN = jnp.einsum("BSR,RHN->BSHN", c_BSR, key_up)
@@ -85,13 +88,18 @@ class LatentAttention(nnx.Module):
         """The parts of the queries that are not rotated, and that are."""
         dtype = x_BSD.dtype
         if self.query is None:
-            c_BSQ = self.query_norm(_product("BSD,DQ->BSQ", x_BSD, weight(self.query_down, dtype)))
-            c_BSQ = shard(c_BSQ, "batch", "sequence", None)
+            c_BSQ = self._latent(x_BSD, self.query_down, self.query_norm)
             q_BSHE = jnp.einsum("BSQ,QHE->BSHE", c_BSQ, weight(self.query_up, dtype))
         else:
-            q_BSHE = jnp.einsum("BSD,DHE->BSHE", x_BSD, weight(self.query, dtype))
+            q_BSHE = jnp.einsum("BSD,DHE->BSHE", whole(x_BSD, self.residual), weight(self.query, dtype))
         q_BSHN, q_BSHP = jnp.split(q_BSHE, [self.key_up.shape[-1]], axis=-1)
         return q_BSHN, apply_rope(q_BSHP, tables)
+
+    def _latent(self, x_BSD: jax.Array, down: nnx.Param, norm: Norm | None = None) -> jax.Array:
+        """The product with a narrow matrix, named for remat policies, and normed where there is a norm."""
+        c_BSR = jnp.einsum("BSD,DR->BSR", shard(x_BSD, *self.residual), weight(down, x_BSD.dtype))
+        c_BSR = checkpoint_name(shard(c_BSR, *self.residual), "latent")
+        return whole(c_BSR if norm is None else norm(c_BSR), self.residual)
 
     def _scaled(self, q_BSHN: jax.Array, q_BSHP: jax.Array) -> jax.Array:
         """Queries as `attend` takes them."""
@@ -102,8 +110,3 @@ class LatentAttention(nnx.Module):
 
 def _norm(width: int, config: ModelConfig, dtype) -> Norm:
     return Norm((width,), ("norm",), config.latent.norm_eps, dtype, center=False, offset=config.norm_offset)
-
-
-def _product(equation: str, x_BSD: jax.Array, narrow: jax.Array) -> jax.Array:
-    """Of the residual stream with a matrix that makes a latent, named for remat policies before the latent's norm."""
-    return checkpoint_name(jnp.einsum(equation, x_BSD, narrow), "latent")

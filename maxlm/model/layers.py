@@ -21,6 +21,7 @@ from maxlm.model.parts import in_parts
 from maxlm.model.positions import Rotations, apply_rope
 from maxlm.parallel.sharding import all_gather, manual, replicated, reshard, shard, split_axes
 
+WHOLE = ("batch", "sequence", None)  # logical axes of activations of which every tensor shard has all
 TABLE = ("vocab", "table_embed")  # logical axes of the embedding table
 POSITIONS = ("positions", "table_embed")  # and of the table of learned positions
 
@@ -89,6 +90,12 @@ def weight(param: nnx.Param, dtype: Any) -> jax.Array:
     return reshard(param[...].astype(dtype), replicated(axes), axes)
 
 
+def whole(x_BSD: jax.Array, residual: tuple[str, str, None]) -> jax.Array:
+    """The sequence gathered from the tensor shards, where the residual stream is split over them."""
+    # Pinned before it travels, or the partitioner may gather the float32 from which the norm rounds it.
+    return reshard(shard(x_BSD, *residual), WHOLE, residual)
+
+
 def look_up(table_VD: jax.Array, axes: tuple[str | None, ...], tokens_BS: jax.Array) -> jax.Array:
     """Rows [B, S, D] of a table, of embeddings or positions, which is stored with these logical axes.
 
@@ -144,10 +151,10 @@ class Attention(nnx.Module):
         self.key_norm = heads_norm(config, kv_heads, "kv_heads", dtype)
         # `attend` divides scores by the root of the width.
         self.query_factor = None if config.query_scale is None else config.query_scale * width**0.5
-        self.attended = attended(config, window, options)
+        self.attended, self.residual = attended(config, window, options), options.residual
 
     def __call__(self, x_BSD, rope: Rotations, segment_ids_BS, cache: KeyValues | None, prefix_BS=None):
-        dtype, tables = x_BSD.dtype, rope.of(self.attended.window)
+        x_BSD, dtype, tables = whole(x_BSD, self.residual), x_BSD.dtype, rope.of(self.attended.window)
         q_BSHE = plus(jnp.einsum("BSD,DHE->BSHE", x_BSD, weight(self.query, dtype)), self.query_bias)
         k_BSKE = plus(jnp.einsum("BSD,DKE->BSKE", x_BSD, weight(self.key, dtype)), self.key_bias)
         v_BSKE = plus(jnp.einsum("BSD,DKE->BSKE", x_BSD, weight(self.value, dtype)), self.value_bias)

@@ -180,19 +180,24 @@ def _residuals(plan: Layout, worst: bool) -> Counter:
     """tensor: two sums of the residual stream per layer in either direction, and again where the layer is recomputed
     (one, where nothing needs the last), and one each for the embedding and for the gradient of what the head reads;
     the limit is two of these and two more. With parallel.sequence each sum is a scatter and a gather, as many bytes.
+    Latents are summed besides; where queries are made of one too, in place of what attention reads.
 
     pipeline: at every tick each stage hands its output to the next one and an input that waits to the one before; with
     repeats, an input of the next repeat too. The backward pass returns as much. Parameters stay where they are.
     """
     config, tensor = plan.config, plan.shape["tensor"]
-    embed, count, policy = config.model.embed_dim, config.train.accumulate, config.remat.policy
+    model, count, policy = config.model, config.train.accumulate, config.remat.policy
+    embed = model.embed_dim
     again = 2.0 * (plan.forward_passes - 1)
     if not worst and policy != "none":
         again -= not plan.last_product_recomputed
         again -= isinstance(policy, tuple) and "attention_out" in policy
-    sums = (4 + again) * plan.layers_of_stage * plan.ticks * plan.rows_of_stage
-    outside = (4 if worst else 2) * plan.rows
-    found = Counter(tensor=2 * (1 - 1 / tensor) * (sums + outside) * embed * plan.width * count)
+    sums = (4 + again) * embed + model.latent_width * (2 if worst else 1)
+    if model.latent is not None and model.latent.query_rank is not None and not worst:
+        sums -= embed
+    sums *= plan.layers_of_stage * plan.ticks * plan.rows_of_stage
+    outside = (4 if worst else 2) * plan.rows * embed
+    found = Counter(tensor=2 * (1 - 1 / tensor) * (sums + outside) * plan.width * count)
     if plan.stages > 1:
         handed_on = 2 * (3 if config.pipeline.repeats > 1 else 2)
         split = tensor if config.parallel.sequence else 1

@@ -107,7 +107,7 @@ def _kept(plan: Layout) -> float:
     split = _sequence_split(plan)
     # With attention's result the log-sum-exp of each head is kept, in float32: as much as two numbers.
     sizes = {
-        "latent": model.latent_width,
+        "latent": model.latent_width / split,
         "query": queries,
         "key": keys,
         "value": kv_heads * model.value_dim,
