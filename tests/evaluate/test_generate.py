@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tokenizers
-from families import GEMMA3, GPT2
+from families import GEMMA2, GEMMA3, GPT2
 from flax import nnx
 from tiny import model_config
 
@@ -47,8 +47,8 @@ def drawn(graphdef: nnx.GraphDef, params: dict, prompt: list[int], **options: ob
 # One token, between two powers of two, at one, beyond one.
 @pytest.mark.parametrize(
     ("changes", "lengths"),
-    [({}, (1, 5, 16, 17)), (EXPERTS, (5, 17)), (GPT2, (5, 17)), (GEMMA3, (5, 17))],
-    ids=["dense", "experts", "gpt2", "gemma3"],
+    [({}, (1, 5, 16, 17)), (EXPERTS, (5, 17)), (GPT2, (5, 17)), (GEMMA2, (5, 17)), (GEMMA3, (5, 17))],
+    ids=["dense", "experts", "gpt2", "gemma2", "gemma3"],
 )
 def test_greedy_is_the_argmax_of_the_full_forward_pass(changes: dict, lengths: tuple[int, ...]) -> None:
     graphdef, params = make_model(**changes)
