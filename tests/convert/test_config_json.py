@@ -289,6 +289,7 @@ WRONG = [
         {"layer_types": ..., "sliding_window_pattern": 2},
         r"'_sliding_window_pattern': 6.*the same number",
     ),
+    ("gemma3_text", {"attn_logit_softcapping": 50.0}, r"attn_logit_softcapping: found 50.0; expected None"),
     ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, r"scale_attn_by_inverse_layer_idx: found True"),
     ("gpt2", {"n_ctx": 32}, r"n_ctx: found 32; expected 64"),
     ("qwen3_moe", {"mlp_only_layers": [1]}, r"mlp_only_layers: found \[1\]; expected dense layers at the beginning"),

@@ -20,7 +20,8 @@ GEMMA3_TEXT = Family(
         Key("rms_norm_eps", "norm_eps", default=1e-6),
         Key("tie_word_embeddings", "tie_embeddings", default=True),
         parts.QueryScalar(default=256),
-        Key("attn_logit_softcapping", "attention_softcap", default=None),
+        # Of Gemma 2; the class in transformers keeps it and attends without it.
+        Fixed("attn_logit_softcapping", None),
         Key("final_logit_softcapping", "logit_softcap", default=None),
         Fixed("use_bidirectional_attention", False, also=(None,), written=False),
         WindowsEvery(default=4096, every=6, keys=("sliding_window_pattern", "_sliding_window_pattern")),
