@@ -44,8 +44,10 @@ def read_config(config: Mapping[str, Any], where: str) -> tuple[str, ModelConfig
     kind = config.get("model_type")
     if not isinstance(kind, str) or kind not in TABLES:
         inner = config.get("text_config")
-        hint = f"; its text_config says {inner.get('model_type')!r}" if isinstance(inner, dict) else ""
-        raise ConfigError(f"{where}: model_type: found {kind!r}{hint}; expected one of {', '.join(TABLES)}")
+        hint = f", whose text_config is of {inner.get('model_type')!r}" if isinstance(inner, dict) else ""
+        raise ConfigError(
+            f"{where}: model_type: found {kind!r}{hint}; expected a model of text alone, one of {', '.join(TABLES)}"
+        )
     if config.get("quantization_config") is not None:
         raise ConfigError(
             f"{where}: quantization_config: found {shortened(config['quantization_config'])}; expected none: quantised "

@@ -10,6 +10,8 @@ from maxlm.convert.rotation import QueryScaleOfYarn, Rope
 from maxlm.convert.settings import Fixed, Key, LeftOutKey
 from maxlm.convert.table import Family, LeftOut, Tensor
 
+CHOICE_BIAS = Tensor("mlp.gate.e_score_correction_bias", "mlp.bias", VECTOR)
+
 DEEPSEEK_V3 = Family(
     name="deepseek_v3",
     architecture="DeepseekV3ForCausalLM",
@@ -44,11 +46,7 @@ DEEPSEEK_V3 = Family(
     before=parts.EMBEDDING,
     layer=(*parts.NORMS_BEFORE, *parts.LATENT_ATTENTION),
     mlp=parts.MLP,
-    experts=(
-        *parts.EXPERTS,
-        *parts.SHARED_EXPERTS,
-        Tensor("mlp.gate.e_score_correction_bias", "mlp.bias", VECTOR),
-    ),
+    experts=(*parts.EXPERTS, *parts.SHARED_EXPERTS, CHOICE_BIAS),
     after=parts.OUTPUT,
     left_out=(
         parts.FREQUENCIES,
