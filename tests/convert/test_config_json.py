@@ -412,6 +412,17 @@ def test_transformers_reads_released_files_alike(name: str) -> None:
     assert read_config(completed(values), "there") == read_config(values, "here")
 
 
+@pytest.mark.parametrize("family", TABLES)
+def test_what_a_file_leaves_out_is_what_transformers_takes(family: str) -> None:
+    for key in file(family).keys() - {"model_type"}:
+        values = file(family, **{key: ...})
+        try:
+            model = read_config(values, "here")[1]
+        except ConfigError:
+            continue  # sizes, and what the other keys need
+        assert not differences(model, read_config(completed(values), "there")[1]), key
+
+
 def completed(values: dict[str, Any]) -> dict[str, Any]:
     """A config.json as the family's class in transformers reads and would write it."""
     transformers = pytest.importorskip("transformers")
