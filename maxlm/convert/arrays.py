@@ -161,6 +161,10 @@ class _Handler(ocp.type_handlers.TypeHandler):
         return "jax.Array"
 
     async def serialize(self, values, infos, args=None):
+        # Not before Orbax has made the directories, which a thread of its own does.
+        return [ocp.future.CommitFutureAwaitingContractedSignals(self._write(values, infos), name="slices")]
+
+    async def _write(self, values: Sequence[Array], infos: Sequence[ocp.type_handlers.ParamInfo]) -> None:
         stores = {}
         for array, info in zip(values, infos, strict=True):
             await info.await_path_creation()
@@ -178,7 +182,6 @@ class _Handler(ocp.type_handlers.TypeHandler):
         slices = Slices(stores)
         await asyncio.to_thread(self._fill, slices)
         await asyncio.to_thread(slices.finish)
-        return []
 
     async def metadata(self, infos):
         raise NotImplementedError("arrays are only written; Orbax's own handler reads them")

@@ -21,7 +21,7 @@ from maxlm.convert import card, tokenizer_files
 from maxlm.convert.arrays import Slices, damaged, each, open_checkpoint, return_freed_memory
 from maxlm.convert.building import building
 from maxlm.convert.families import links, write_config
-from maxlm.convert.folder import CONFIG, Path_, converted, parameter_shapes
+from maxlm.convert.folder import CONFIG, Path_, converted, parameters
 from maxlm.convert.importing import Converted, megabytes
 from maxlm.convert.links import Link
 from maxlm.convert.tensors import DTYPE_NAMES, INDEX, SINGLE
@@ -81,7 +81,7 @@ def export(
     family, config = write_config(_with_length(found), family or found.run.get("family"))
     wanted = links(family, found.model)
     slices = _open(found, wanted)
-    dtypes = converted(wanted, slices.dtypes, dtype and jnp.dtype(dtype))
+    dtypes = converted(found.model, slices.dtypes, dtype and jnp.dtype(dtype))
     shards = split_shards([Entry(link, _common(link, dtypes)) for link in wanted], most)
     nbytes = sum(entry.nbytes for shard in shards for entry in shard.entries)
     with building(out, nbytes) as partial:
@@ -140,7 +140,7 @@ def _open(found: Saved, wanted: Sequence[Link]) -> Slices:
     while its layers are read, or each of them would read it all.
     """
     slices = open_checkpoint(found.directory)
-    expected = parameter_shapes(found.model)
+    expected = {path: leaf.shape for path, leaf in parameters(found.model).items()}
     if unlike := sorted({".".join(path) for path, _ in expected.items() ^ slices.shapes.items()}):
         raise DataError(f"{found.directory}: its parameters are not those of its model: {', '.join(unlike[:5])}")
     kept = max(_shared_bytes(link, slices) for link in wanted)

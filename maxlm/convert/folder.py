@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -82,10 +82,10 @@ def read_json(path: Path, expected: str) -> dict[str, Any]:
     return value
 
 
-def parameter_shapes(model: ModelConfig) -> dict[Path_, tuple[int, ...]]:
-    """Shapes of the decoder's parameters by their paths."""
-    _, shapes, _ = decoder.abstract(model)
-    return {path_of(keys): leaf.shape for keys, leaf in jax.tree_util.tree_leaves_with_path(shapes)}
+def parameters(model: ModelConfig) -> dict[Path_, jax.ShapeDtypeStruct]:
+    """Shapes and types of the decoder's parameters by their paths, where most are in bfloat16."""
+    _, shapes, _ = decoder.abstract(model, params_dtype=jnp.dtype(jnp.bfloat16))
+    return {path_of(keys): leaf for keys, leaf in jax.tree_util.tree_leaves_with_path(shapes)}
 
 
 def path_of(keys: tuple) -> Path_:
@@ -129,12 +129,13 @@ def _equal(one: Tensor, other: Tensor) -> bool:
     return all(row.tobytes() == like.tobytes() for row, like in zip(one.map(), other.map(), strict=True))
 
 
-def converted(wanted: Iterable[Link], dtypes: Mapping[Path_, np.dtype], dtype: Any) -> dict[Path_, np.dtype]:
+def converted(model: ModelConfig, dtypes: Mapping[Path_, np.dtype], dtype: Any) -> dict[Path_, np.dtype]:
     """The types of parameters of the given types when they are asked for in another one; None leaves them.
 
-    Those that are exact stay as they are.
+    What the decoder has in float32 whatever its other parameters are in (a router and its bias) stays as it is: small
+    differences in it change who computes what.
     """
     if dtype is None:
         return dict(dtypes)
-    exact = {path for link in wanted if link.exact for path, _ in link.ours}
+    exact = {path for path, leaf in parameters(model).items() if leaf.dtype == jnp.float32}
     return {path: found if path in exact else np.dtype(dtype) for path, found in dtypes.items()}

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from maxlm.convert import tokenizer_files
 from maxlm.convert.arrays import Array, Slices, each, return_freed_memory, write_checkpoint
 from maxlm.convert.building import building
-from maxlm.convert.folder import Folder, converted, parameter_shapes, read_folder
+from maxlm.convert.folder import Folder, converted, parameters, read_folder
 from maxlm.convert.links import Link
 from maxlm.errors import SaveError
 from maxlm.model import counts
@@ -60,10 +60,10 @@ def import_folder(directory: Path, out: Path, dtype: str | None = None) -> Conve
 
 
 def _arrays(folder: Folder, dtype: str | None) -> dict[tuple[str, ...], Array]:
-    dtypes = converted(folder.links, folder.dtypes, dtype and jnp.dtype(dtype))
+    dtypes = converted(folder.model, folder.dtypes, dtype and jnp.dtype(dtype))
     stacked = {path: len(index) for link in folder.links for path, index in link.ours}
-    shapes = parameter_shapes(folder.model)
-    return {path: Array(shape, dtypes[path], stacked[path]) for path, shape in shapes.items()}
+    shapes = parameters(folder.model)
+    return {path: Array(leaf.shape, dtypes[path], stacked[path]) for path, leaf in shapes.items()}
 
 
 def _nested(folder: Folder, arrays: dict[tuple[str, ...], Array]) -> dict[str, Any]:

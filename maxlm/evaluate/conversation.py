@@ -92,7 +92,7 @@ def _answer(
     """The answer, or what there was of it when Ctrl-C stopped it, and the length of the conversation in tokens."""
     ids, answer = chat.encode(messages), ""
     length = len(ids)
-    rows = loaded.config.model.learned_positions
+    rows = loaded.model.learned_positions
     if rows is not None:
         max_tokens = max(1, min(max_tokens, rows - length + 1))
     try:

@@ -103,11 +103,7 @@ def find_source(path: str | Path) -> Source:
 
 def load_source(source: Source, *, mesh: Mesh | None = None, dtype: str | None = None) -> Loaded:
     """The second half of `load_all`."""
-    model = source.model
-    if mesh is None:
-        devices = jax.devices()
-        mesh = build_mesh(MeshConfig(), devices[:1] if model.embed_dim % len(devices) else devices)
-    device = mesh.devices.flat[0]
+    model, device = source.model, jax.devices()[0] if mesh is None else mesh.devices.flat[0]
     computed = dtype or source.compute
     if computed == "auto":
         computed = "float32" if device.platform == "cpu" else "bfloat16"
@@ -115,6 +111,7 @@ def load_source(source: Source, *, mesh: Mesh | None = None, dtype: str | None =
     options = {"params_dtype": jnp.dtype(params_dtype), "dtype": jnp.dtype(computed)}
     options |= {"platform": device.platform, "device_kind": device.device_kind}
     graphdef, shapes, axes = decoder.abstract(model, **options)
+    mesh = _default_mesh(shapes, axes) if mesh is None else mesh
 
     def placed(keys, leaf, sharding, names) -> jax.ShapeDtypeStruct:
         check_divisible(names, leaf.shape, mesh)
@@ -125,6 +122,16 @@ def load_source(source: Source, *, mesh: Mesh | None = None, dtype: str | None =
     params = source.read(jax.tree_util.tree_map_with_path(placed, shapes, tree_shardings(axes, shapes, mesh), axes))
     rest = source.tokenizer, source.stop_ids, mesh, source.step
     return Loaded(source.path, model, source.config, graphdef, params, *rest)
+
+
+def _default_mesh(shapes: dict, axes: dict) -> Mesh:
+    """All devices along `embed`; one where not every parameter divides."""
+    mesh = build_mesh(MeshConfig())
+    try:
+        jax.tree.map(lambda leaf, names: check_divisible(names, leaf.shape, mesh), shapes, axes)
+    except ConfigError:
+        return build_mesh(MeshConfig(), jax.devices()[:1])
+    return mesh
 
 
 def _saved(path: Path) -> Source:
