@@ -1,5 +1,6 @@
 """The commands as a user types them: what they print, and the exit code of every kind of bad input."""
 
+import io
 import json
 import shutil
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from tiny import RUN
 
 from maxlm.config import load, to_yaml
+from maxlm.evaluate.chat import Chat
 from maxlm.train import loop
 
 
@@ -149,6 +151,105 @@ def test_a_space_at_the_end_of_the_prompt_is_kept_and_begins_the_next_token(run_
     tokenizer = load_all(trained).tokenizer
     with_space = [tokenizer.decode([number]) for number in range(tokenizer.vocab_size)]
     assert out[3:-1] in {text for text in with_space if text.startswith(" ")}
+
+
+def test_generate_continues_many_prompts_in_their_order(run_command, trained, tmp_path):
+    words = ("generate", trained, "--max-tokens", "6", "--temperature", "0")
+    code, alone, err = run_command(*words, "--prompt", "import ")
+    assert code == 0 and "6 tokens, the first after" in err and "note" not in err
+    (tmp_path / "prompts.txt").write_text("def f\n\nclass\n")
+    code, out, _ = run_command(*words, "--prompt", "import ", "--prompts", tmp_path / "prompts.txt", "--batch", "2")
+    first, second, third = out.removesuffix("\n").split("\n---\n")
+    assert code == 0 and first + "\n" == alone and second.startswith("def f") and third.startswith("class")
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "import "}\n{"prompt": "def f", "answer": 1}\n')
+    code, out, _ = run_command(*words, "--prompts", tmp_path / "prompts.jsonl", "--json", "--logprobs")
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert [line["prompt"] for line in lines] == ["import ", "def f"] and first == "import" + lines[0]["text"]
+    assert lines[1]["text"] == second.removeprefix("def f") and {line["tokens"] for line in lines} == {6}
+    assert all(len(line["logprobs"]) == 6 and max(line["logprobs"]) <= 0 for line in lines)
+    assert {line["finish"] for line in lines} == {"length"}
+    stop = lines[1]["text"][2:4]
+    (line,) = run_command(*words, "--prompt", "def f", "--json", "--stop", stop)[1].splitlines()
+    assert json.loads(line)["text"] == lines[1]["text"].partition(stop)[0] and json.loads(line)["finish"] == "stop"
+
+
+def test_generate_runs_on_a_mesh_and_tells_of_long_texts(run_command, trained):
+    words = ("generate", trained, "--prompt", "import ", "--max-tokens", "40", "--temperature", "0")
+    code, alone, err = run_command(*words)
+    assert code == 0 and "note: a text is longer than the 32 tokens that the model is made for" in err
+    code, out, _ = run_command(*words, "--mesh", "data=2,tensor=4", "--dtype", "float32")
+    assert (code, out) == (0, alone)
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["--mesh", "tensors=2"], 2, "--mesh tensors=2: found 'tensors=2', expected AXIS=SIZE"),
+        (["--mesh", "tensor=8"], 2, "is not divisible by mesh.tensor = 8"),
+        (["--dtype", "int8"], 2, "--dtype: found int8, expected bfloat16 or float32"),
+        (["--top-p", "2"], 2, "top_p: found 2.0"),
+        (["--stop", ""], 2, "a stop string is empty"),
+        (["--prompts", "{tmp}/none.txt"], 3, "none.txt: cannot be read as text"),
+        (["--prompts", "{tmp}/empty.txt"], 3, "empty.txt: holds no prompt; expected one per line"),
+        (["--prompts", "{tmp}/bad.jsonl"], 3, "bad.jsonl, line 2: expected an object with a text 'prompt', found [1]"),
+        (["--chat", "--prompt", "a"], 3, "holds no chat template"),
+    ],
+)
+def test_what_generate_cannot_do_is_one_line(run_command, trained, tmp_path, words, code, message):
+    (tmp_path / "empty.txt").write_text("\n")
+    (tmp_path / "bad.jsonl").write_text('{"prompt": "a"}\n[1]\n')
+    result = run_command("generate", trained, *(word.replace("{tmp}", str(tmp_path)) for word in words))
+    assert message in one_line_error(result, code)
+
+
+CHAT = """{% for message in messages %}{{ message.role + ': ' + message.content + '<fim_suffix>' }}{% endfor %}"""
+
+
+@pytest.fixture
+def with_template(trained):
+    """The trained run, with a chat template while the test lasts."""
+    path = trained / "tokenizer" / "chat_template.jinja"
+    path.write_text(CHAT)
+    yield trained
+    path.unlink()
+
+
+def test_chat_answers_what_a_pipe_gives(run_command, with_template, monkeypatch):
+    words = ("generate", with_template, "--chat", "--max-tokens", "6", "--temperature", "0")
+
+    def answer(text: str, *more: str) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.stdin", io.StringIO(text))
+        return run_command(*words, *more)
+
+    code, out, _ = answer("Hello\n")
+    assert code == 0 and len(out) > 1
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello"}]
+    with_system = answer(json.dumps(messages))
+    assert with_system[0] == 0 and with_system[:2] == answer("Hello", "--system", "Be brief.")[:2]
+    (line,) = run_command(*words, "--prompt", "Hello", "--json")[1].splitlines()
+    assert json.loads(line)["prompt"] == "Hello" and json.loads(line)["text"] + "\n" == out
+    assert "stdin holds no message" in one_line_error(answer(" "), 3)
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_chat_goes_on_until_it_is_told_to_end(run_command, with_template, monkeypatch):
+    lines, asked = iter(["one", "", "two", "/new", "one", "/exit", "never"]), []
+    monkeypatch.setattr("sys.stdin", Terminal())
+    monkeypatch.setattr("builtins.input", lambda marker: next(lines))
+    encode = Chat.encode
+    monkeypatch.setattr(Chat, "encode", lambda chat, messages: asked.append(messages) or encode(chat, messages))
+    words = ("generate", with_template, "--chat", "--max-tokens", "4", "--temperature", "0", "--system", "S")
+    code, out, err = run_command(*words)
+    assert code == 0 and next(lines) == "never" and out.count("[...]\n") == 3
+    roles = [[message["role"] for message in messages] for messages in asked]
+    assert roles == [["system", "user"], ["system", "user", "assistant", "user"], ["system", "user"]]
+    assert [messages[-1]["content"] for messages in asked] == ["one", "two", "one"]
+    assert asked[1][2]["content"] == out.partition(" [...]")[0]
+    assert err.count("longer than the 32 tokens") == 1 and "/exit or Ctrl-D ends" in err
 
 
 def test_report_and_configuration_commands_print_what_they_wrote(run_command, trained, tmp_path):
