@@ -17,7 +17,7 @@ from jax.ad_checkpoint import checkpoint_name
 from maxlm.config import ModelConfig
 from maxlm.model.attention import attend
 from maxlm.model.cache import KeyValues
-from maxlm.model.layers import Options, attended, parameter, weight, whole
+from maxlm.model.layers import Options, attended, parameter, scaled, weight, whole
 from maxlm.model.norms import Norm
 from maxlm.model.positions import Rotations, Tables, apply_rope
 from maxlm.parallel.sharding import shard
@@ -104,7 +104,7 @@ class LatentAttention(nnx.Module):
     def _scaled(self, q_BSHN: jax.Array, q_BSHP: jax.Array) -> jax.Array:
         """Queries as `attend` takes them."""
         q_BSHE = jnp.concatenate([q_BSHN, q_BSHP], -1)
-        q_BSHE = q_BSHE * (self.scale * q_BSHE.shape[-1] ** 0.5)
+        q_BSHE = scaled(q_BSHE, self.scale * q_BSHE.shape[-1] ** 0.5)
         return checkpoint_name(shard(q_BSHE, "batch", "sequence", "heads", None), "query")
 
 

@@ -132,6 +132,11 @@ def attended(config: ModelConfig, window: int | None, options: Options) -> Atten
     )
 
 
+def scaled(q_BSHE: jax.Array, factor: float) -> jax.Array:
+    """Queries times a factor, in float32: rounded to bfloat16 the factor would be off, and all scores with it."""
+    return (q_BSHE.astype(jnp.float32) * factor).astype(q_BSHE.dtype)
+
+
 class Attention(nnx.Module):
     """Grouped-query attention, causal but within prefixes."""
 
@@ -161,7 +166,7 @@ class Attention(nnx.Module):
         if self.query_norm is not None:
             q_BSHE, k_BSKE = self.query_norm(q_BSHE), self.key_norm(k_BSKE)
         if self.query_factor is not None:
-            q_BSHE = q_BSHE * self.query_factor
+            q_BSHE = scaled(q_BSHE, self.query_factor)
         q_BSHE = checkpoint_name(shard(apply_rope(q_BSHE, tables), "batch", "sequence", "heads", None), "query")
         k_BSKE = checkpoint_name(shard(apply_rope(k_BSKE, tables), "batch", "sequence", "kv_heads", None), "key")
         v_BSKE = checkpoint_name(shard(v_BSKE, "batch", "sequence", "kv_heads", None), "value")
