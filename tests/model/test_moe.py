@@ -2,7 +2,6 @@
 
 import functools
 import math
-import os
 from typing import Any
 
 import jax
@@ -19,6 +18,7 @@ from maxlm.errors import ConfigError
 from maxlm.model.dispatch import grouped_product
 from maxlm.model.moe import MoE, updated_bias
 from maxlm.parallel.sharding import partition_spec
+from maxlm.plan.compile import topology_devices
 
 AXES = ("pipeline", "data", "fsdp", "context", "expert", "tensor")
 MOE = {"num_experts": 8, "experts_per_token": 2, "mlp_dim": 8, "aux_weight": 0.1}
@@ -370,16 +370,11 @@ def test_experts_without_gate_or_with_bias_are_refused(changes: dict) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("exchange", ["padded", "ragged"])
 @pytest.mark.parametrize("sizes", [{"expert": 4, "fsdp": 2}, {"pipeline": 2, "expert": 2, "fsdp": 2}], ids=str)
-def test_compiles_for_tpu(sizes: dict[str, int], exchange: str, monkeypatch) -> None:
+def test_compiles_for_tpu(sizes: dict[str, int], exchange: str) -> None:
     """Forward and backward with TPU kernels, for chips that are not there; experts are reduced into their shards."""
     pytest.importorskip("libtpu")
-    from jax.experimental import topologies
-
-    for name, value in {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost"}.items():
-        monkeypatch.setenv(name, os.environ.get(name, value))
-    devices = topologies.get_topology_desc(platform="tpu", topology_name="v5p:2x2x2").devices
     shape = tuple(sizes.get(axis, 1) for axis in AXES)
-    mesh = Mesh(np.array(devices).reshape(shape), AXES, axis_types=(AxisType.Auto,) * 6)
+    mesh = Mesh(np.array(topology_devices("v5p:2x2x2")).reshape(shape), AXES, axis_types=(AxisType.Auto,) * 6)
     stage_mesh = AbstractMesh((1, *shape[1:]), AXES, axis_types=(AxisType.Auto,) * 6)
     # Narrower experts' collectives are merged, and then no longer what the program says.
     groups = {"groups": 4, "groups_per_token": 2, "group_score": "top2"}
