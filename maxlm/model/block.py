@@ -4,6 +4,7 @@ import functools
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
@@ -110,24 +111,27 @@ def run_blocks(
     def layer(graphdef, params, x_BSD, cache):
         return nnx.merge(graphdef, params)(x_BSD, rope, places.segment_ids_BS, cache, places.prefix_BS)
 
-    def block(x_BSD, repeat):
-        params, caches = repeat
-        extended, routers = {}, {}
+    def block(carry, repeat):
+        (x_BSD, caches), (params, number), routers = carry, repeat, {}
         for position, (graphdef, _) in stacks.items():
             run = checkpointed(functools.partial(layer, graphdef), options.remat)
-            cache = None if caches is None else caches[position]
+            cache = None if caches is None else jax.tree.map(lambda kept: kept[number], caches[position])
             x_BSD = checkpoint_name(x_BSD, LAYER_INPUT)
-            x_BSD, extended[position], stats = run(params[position], x_BSD, cache)
+            x_BSD, cache, stats = run(params[position], x_BSD, cache)
+            if caches is not None:
+                caches |= {position: jax.tree.map(lambda kept, one: kept.at[number].set(one), caches[position], cache)}
             if stats is not None:
                 routers[position] = stats
-        return x_BSD, (None if caches is None else extended, routers)
+        return (x_BSD, caches), routers
 
     # In the compute type before the scan, so that it stacks the layers' gradients in the type in which they travelled.
     params = {
         position: nnx.map_state(functools.partial(_cast, options.dtype), state)
         for position, (_, state) in stacks.items()
     }
-    x_BSD, (caches, routers) = jax.lax.scan(block, x_BSD, (params, caches))
+    # Carried along, caches are written where they are; what a scan reads and what it writes would be two copies.
+    numbers = None if caches is None else jnp.arange(config.num_blocks)
+    (x_BSD, caches), routers = jax.lax.scan(block, (x_BSD, caches), (params, numbers))
     return x_BSD, caches, routers
 
 
