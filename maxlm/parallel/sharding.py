@@ -31,7 +31,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "heads": ("tensor",),
     "kv_heads": ("tensor",),
     "head_dim": (),
-    "query_rank": SHARDERS,  # width of a latent, where a matrix widens it
+    "query_rank": SHARDERS,  # width of a latent, where a matrix widens it: as many of these as divide it
     "kv_rank": SHARDERS,
     "latent": (),  # and where a matrix makes it
     "mlp": ("tensor",),
@@ -46,6 +46,9 @@ RULES: dict[str, tuple[str, ...]] = {
 # Axes of parameters that are gathered where they are used; parallel.zero = 1 does not split them in the first place.
 GATHERED = frozenset({"table_embed", "embed", "expert_embed", "query_rank", "kv_rank"})
 
+# Axes shorter than meshes are wide, 512 in DeepSeek's models: what does not divide them replicates them.
+NARROW = frozenset({"query_rank", "kv_rank"})
+
 # The configuration key that sets the length of a logical axis, for error messages.
 CONFIG_KEYS = {
     "vocab": "model.vocab_size",
@@ -54,8 +57,6 @@ CONFIG_KEYS = {
     "expert_embed": "model.embed_dim",
     "heads": "model.num_heads",
     "kv_heads": "model.num_kv_heads",
-    "query_rank": "model.latent.query_rank",
-    "kv_rank": "model.latent.kv_rank",
     "mlp": "model.mlp_dim",
     "experts": "model.moe.num_experts",
     "layers": "model.num_layers",
@@ -74,7 +75,8 @@ def partition_spec(
     """PartitionSpec of an array with these logical axes.
 
     Mesh axes of size 1 are left out, those in `ignored`, and those that a surrounding `shard_map` has split already.
-    With a shape, key/value heads that are fewer than the tensor shards, and divide them, are replicated.
+    With a shape, key/value heads that are fewer than the tensor shards, and divide them, are replicated; what is narrow
+    is split over the first mesh axes that divide it.
 
     Raises ValueError naming both logical axes when two of them claim one mesh axis.
     """
@@ -97,6 +99,8 @@ def mesh_axes(axis: str | None, mesh: AnyMesh | None = None, size: int | None = 
     if axis is None or mesh.empty:
         return ()
     names = tuple(name for name in RULES[axis] if mesh.shape.get(name, 1) > 1 and name not in _manual_axes(mesh))
+    while axis in NARROW and size is not None and size % math.prod(mesh.shape[name] for name in names):
+        names = names[:-1]
     shards = math.prod(mesh.shape[name] for name in names)
     replicated = axis == "kv_heads" and size is not None and size < shards and shards % size == 0
     return () if replicated else names

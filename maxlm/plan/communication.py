@@ -22,7 +22,7 @@ from jax.sharding import AbstractMesh
 
 from maxlm.config import Config, ModelConfig, PipelineConfig
 from maxlm.model import decoder
-from maxlm.parallel.sharding import GATHERED, RULES, mesh_axes
+from maxlm.parallel.sharding import GATHERED, NARROW, RULES, mesh_axes
 
 # Axes whose devices see different tokens, so that gradients are summed over them.
 BATCH_AXES = frozenset({*RULES["batch"], *RULES["sequence"]})
@@ -152,7 +152,8 @@ def _traffic(plan: Layout, worst: bool) -> Traffic:
 def _parameters(plan: Layout, worst: bool) -> Counter:
     """Every parameter is gathered for the forward and for the backward pass, and its gradient scattered, over the axes
     that split it, in the compute type and per microbatch; of vocabulary matrices gradients are float32. Zero 1 gathers
-    nothing but the new parameters, once. data: a chip's part of the gradients is summed.
+    nothing but the new parameters, once. data, and what a latent is too narrow for: a chip's part of the gradients is
+    summed.
 
     A pipeline does so at every tick, in bubbles too, for the layers of one repeat; a recomputed stage gathers thrice.
     """
@@ -172,7 +173,9 @@ def _parameters(plan: Layout, worst: bool) -> Counter:
             passes = leaf.dtype.itemsize + gradient * times
         found["+".join(axis for axis in plan.shape if axis in sharders)] += (shards - 1) / shards * whole * passes
         summed = 4 if worst else gradient
-        found["data"] += 2 * (1 - 1 / plan.shape["data"]) * whole / shards * summed * times
+        undivided = set(RULES["embed"]) - set(sharders) if NARROW & set(names) else set()
+        for axis in ("data", *undivided):
+            found[axis] += 2 * (1 - 1 / plan.shape[axis]) * whole / shards * summed * times
     return +found  # without what is nothing
 
 

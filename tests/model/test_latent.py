@@ -15,7 +15,6 @@ from pydantic import ValidationError
 from tiny import model_config
 
 from maxlm.config import SAVEABLE, ModelConfig
-from maxlm.errors import ConfigError
 from maxlm.model.counts import forward_flops_per_token, mean_keys, parameters_by_part
 from maxlm.model.decoder import abstract, initial_parameters
 from maxlm.parallel.sharding import check_divisible, tree_shardings
@@ -127,13 +126,13 @@ def test_matrices_are_split_along_the_stream_or_the_latent_and_over_heads() -> N
     }
 
 
-def test_a_latent_that_does_not_divide_is_named() -> None:
+def test_latents_that_are_narrower_than_the_mesh_are_split_over_some_of_its_axes() -> None:
     _, shapes, axes = abstract(config_of(**WITH))
-    mesh = AbstractMesh((16,), ("fsdp",))
-    for name, message in (("query_up", "query_rank: 12 is not"), ("key_up", "kv_rank: 8 is not")):
-        shape, names = (attention_of(tree)[name] for tree in (shapes, axes))
-        with pytest.raises(ConfigError, match=rf"model\.latent\.{message} divisible by mesh.fsdp = 16"):
-            check_divisible(names, shape.shape, mesh)
+    for sizes, query, key in (((4, 4), "fsdp", "fsdp"), ((2, 4), "fsdp", ("fsdp", "expert")), ((16, 1), None, None)):
+        mesh = AbstractMesh(sizes, ("fsdp", "expert"))
+        found = attention_of(tree_shardings(axes, shapes, mesh))
+        assert (found["query_up"].spec[1], found["key_up"].spec[1]) == (query, key)
+        check_divisible(attention_of(axes)["key_up"], attention_of(shapes)["key_up"].shape, mesh)
 
 
 def test_muon_takes_every_matrix_as_input_by_output() -> None:

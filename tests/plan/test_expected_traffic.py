@@ -26,7 +26,7 @@ from maxlm.config import Config
 from maxlm.parallel.mesh import AXES, build_mesh
 from maxlm.parallel.traffic import Transfer, transfers
 from maxlm.parallel.walk import Loop
-from maxlm.plan.communication import limits
+from maxlm.plan.communication import expected, limits
 from maxlm.train.state import Blueprint, blueprint
 
 MODEL = {"vocab_size": 4096, "embed_dim": 1024, "num_layers": 6, "mlp_dim": 3072, "num_heads": 8, "head_dim": 128}
@@ -135,6 +135,24 @@ def test_limits_are_those_of_the_hand() -> None:
     keys = 2 * 6 * (8 * 512) * 2 * 128  # and values
     assert ring["context"] - ring["fsdp"] == keys * (3 * 2 + 2 * 4)
     assert gathered["context"] - gathered["fsdp"] == keys * (2 * 2 + 4)
+
+
+def test_latents_are_summed_over_tensor_and_what_is_too_narrow_over_the_mesh() -> None:
+    latent = {"query_rank": 96, "kv_rank": 64, "nope_head_dim": 96, "rope_head_dim": 32, "value_head_dim": 64}
+    model = MODEL | {"num_kv_heads": 8, "latent": latent}
+    rows, layers = 2**15 / 4, 6
+    # Without recomputation, where attention reads what is as wide as the stream: 4 sums, and one at either end.
+    for rank, sums in ((None, 4 * 1024 + 64 + 32), (96, 3 * 1024 + 96 + 64 + 32)):
+        model["latent"] = latent | {"query_rank": rank}
+        plan = layout_of(plan_of({"fsdp": 4, "tensor": 2}, model=model, remat={"policy": "none"}))
+        assert expected(plan).activations == {"tensor": (layers * sums + 2 * 1024) * rows * 2}
+    model["latent"] = latent | {"kv_rank": 60, "query_rank": None}
+    narrow = layout_of(plan_of({"fsdp": 8}, model=model)), layout_of(plan_of({"fsdp": 4, "data": 2}, model=model))
+    ups = layers * 60 * 8 * (96 + 64)
+    for plan, split, sent in zip(narrow, (8, 4), (2 * 7 / 8 * ups * 2, 3 / 4 * ups * 6), strict=True):
+        matrices = sum(np.prod(leaf.shape) for _, leaf, names in plan.leaves if {"embed"} & set(names))
+        gathered = (split - 1) / split * (6 * matrices + 2 * 4096 * 1024 * 8)
+        assert expected(plan).weights["fsdp"] == pytest.approx(gathered + sent)
 
 
 def test_more_than_theory_allows_is_found() -> None:
