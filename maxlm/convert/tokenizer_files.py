@@ -138,11 +138,16 @@ def write_files(found: Saved, target: Path, config: Mapping[str, Any]) -> None:
 
 
 def _write_tokenizers(tokenizer: Tokenizer, target: Path) -> dict[str, Any]:
-    """tokenizer.json, which puts BOS in front of a text where the documents that the model read begin so."""
+    """tokenizer.json, which puts BOS in front of a text where the documents that the model read begin so.
+
+    It is the same file where it does so already, or has no BOS: shards that were prepared with it stay the model's.
+    """
     import tokenizers
     from tokenizers.processors import Sequence, TemplateProcessing
 
-    library = tokenizers.Tokenizer.from_file(str(tokenizer.path))
+    file = target / FILE_NAMES["tokenizers"]
+    shutil.copyfile(tokenizer.path, file)
+    library = tokenizers.Tokenizer.from_file(str(file))
     eos, bos = library.id_to_token(tokenizer.eos_id), None
     if tokenizer.bos_id is not None:
         bos = library.id_to_token(tokenizer.bos_id)
@@ -150,7 +155,7 @@ def _write_tokenizers(tokenizer: Tokenizer, target: Path) -> dict[str, Any]:
             special = [(bos, tokenizer.bos_id)]
             begin = TemplateProcessing(single=f"{bos} $A", pair=f"{bos} $A {bos}:1 $B:1", special_tokens=special)
             library.post_processor = Sequence([library.post_processor, begin]) if library.post_processor else begin
-    library.save(str(target / FILE_NAMES["tokenizers"]))
+            library.save(str(file))
     return {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": bos, "eos_token": eos}
 
 

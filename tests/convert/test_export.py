@@ -144,6 +144,18 @@ def test_the_card_says_what_was_read_and_measured_and_no_path(trained: Path, pre
         assert str(prepared.parent) not in path.read_text()
 
 
+def test_an_export_is_evaluated_and_continued_as_the_run_is(
+    trained: Path, prepared: Path, tmp_path: Path, run_command
+) -> None:
+    export(trained, tmp_path / "out")
+    data = ["--data", f"model={prepared / 'model-val'}", "--sequences", 8, "--json"]
+    (_, run, _), (_, exported, _) = (run_command("eval", path, *data) for path in (trained, tmp_path / "out"))
+    assert json.loads(exported) == json.loads(run) and json.loads(run)["model"]["target_tokens"] > 0
+    words = ["--prompt", "def ", "--max-tokens", 3, "--temperature", 0]
+    (_, run, _), (_, exported, _) = (run_command("generate", path, *words) for path in (trained, tmp_path / "out"))
+    assert exported == run and run.startswith("def")
+
+
 def test_what_no_family_can_be_is_told(trained: Path, tmp_path: Path, run_command) -> None:
     code, _, err = run_command("export", trained, tmp_path / "out", "--family", "gpt2")
     assert code == 2 and "gpt2 cannot express" in err
