@@ -1,12 +1,13 @@
 """Memory and speed of `maxlm import` and `maxlm export`, beside the disk's own.
 
-    python tools/bench_convert.py FOLDER [--billions 1.3] [--experts] [--keep]
+    python tools/bench_convert.py FOLDER [--billions 1.3] [--experts]
 
 Makes, in FOLDER, a Llama of random parameters as Hugging Face stores it (bfloat16, several files), imports and exports
-it with the commands in processes of their own, and compares the tensors bit by bit. Also exports the same model from a
-training checkpoint (float32, one device) and with --experts a mixture of many small experts. Printed per command: the
-largest resident memory (VmHWM), less that of the same command on a tiny model, over the largest tensor; and MB/s of
-tensors. The disk's own speed is that of 1 GiB written with fsync and read back after its pages were dropped.
+it with the commands in processes of their own, and compares the tensors bit by bit; then the same by way of float32, in
+chunks as training stores them (tests hold that they are alike). With --experts the model is a mixture of many small
+experts. Printed per command: the largest resident memory (VmHWM), less that of the same command on a tiny model, over
+the largest tensor; and MB/s of tensors. The disk's own speed is that of 1 GiB written with fsync and read back after
+its pages were dropped.
 """
 
 import argparse
@@ -42,22 +43,6 @@ except SystemExit as end:
 status = open("/proc/self/status").read()
 print("VmHWM", next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM")))
 sys.exit(code)
-"""
-# A checkpoint as training on one device writes it.
-SAVE = """
-import sys, jax, jax.numpy as jnp
-from maxlm import saved
-from maxlm.checkpoint import Checkpoints
-from maxlm.config import CheckpointConfig
-from maxlm.evaluate.load import load_all
-from maxlm.model import decoder
-source, target = sys.argv[1:]
-run = {key: value for key, value in saved.find(source).run.items() if key != "version"}
-loaded = load_all(source, jax.devices()[:1])
-params = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), loaded.params)
-_, _, axes = decoder.abstract(loaded.model)
-with Checkpoints(target, CheckpointConfig()) as checkpoints:
-    checkpoints.save(1, params, axes, {"m": jnp.zeros(1)}, {"c": jnp.zeros(1)}, run)
 """
 
 
@@ -146,7 +131,7 @@ def equal(one: Path, other: Path) -> bool:
     )
 
 
-def measure(folder: Path, name: str, config: ModelConfig, tiny: dict[str, float], training: bool = False) -> None:
+def measure(folder: Path, name: str, config: ModelConfig, tiny: dict[str, float], wide: bool = False) -> None:
     source, middle, out = folder / f"{name}-hf", folder / f"{name}-imported", folder / f"{name}-exported"
     make_folder(source, config, 10**9)
     tensors = read_tensors(source)
@@ -166,14 +151,12 @@ def measure(folder: Path, name: str, config: ModelConfig, tiny: dict[str, float]
     command("export", ["export", str(middle), str(out)], middle)
     print(f"  imported {stored:.0f} MB on disk; exported {'equal' if equal(source, out) else 'DIFFERENT'} to the bit")
     shutil.rmtree(out)
-    if training:
-        shutil.rmtree(source)
-        trained = folder / f"{name}-trained"
-        subprocess.run([sys.executable, "-c", SAVE, str(middle), str(trained)], check=True, capture_output=True)
+    if wide:
         shutil.rmtree(middle)
-        words = ["export", str(trained), str(out), "--dtype", "bfloat16"]
-        command("export of a float32 training checkpoint as bfloat16", words, trained)
-        shutil.rmtree(trained)
+        command("import as float32", ["import", str(source), str(middle), "--dtype", "float32"], source)
+        words = ["export", str(middle), str(out), "--dtype", "bfloat16"]
+        command("export of float32 as bfloat16", words, middle)
+        print(f"  exported {'equal' if equal(source, out) else 'DIFFERENT'} to the bit")
     for path in (source, middle, out):
         shutil.rmtree(path, ignore_errors=True)
 
@@ -193,7 +176,7 @@ def main() -> None:
         moe = {"num_experts": 128, "experts_per_token": 8, "mlp_dim": 256, "aux_weight": 0.001}
         measure(options.folder, "experts", ModelConfig(**EXPERTS, mlp_dim=256, moe=moe, qk_norm=True), tiny)
     else:
-        measure(options.folder, "llama", model(options.billions), tiny, training=True)
+        measure(options.folder, "llama", model(options.billions), tiny, wide=True)
     print("disk: {:.0f} MB/s written with fsync, {:.0f} MB/s read".format(*disk_speed(options.folder)))
 
 
