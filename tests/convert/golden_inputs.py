@@ -53,7 +53,7 @@ class Batch(NamedTuple):
     tokens: np.ndarray  # int32 [B, S]
     segments: np.ndarray  # int32 [B, S], 1 where there is a token and 0 where there is padding
     positions: np.ndarray  # int32 [B, S], 0 in padding
-    starts: np.ndarray  # int [B], the column of each document's first token
+    starts: np.ndarray  # int, the column of each document's first token
 
 
 def padded(rows: list[np.ndarray], length: int, left: list[bool]) -> Batch:
@@ -68,16 +68,14 @@ def padded(rows: list[np.ndarray], length: int, left: list[bool]) -> Batch:
 
 
 def packed(rows: list[np.ndarray], length: int) -> tuple[Batch, list[int]]:
-    """The documents one after the other in as few rows as hold them in this order, and the row of each."""
-    places, row, column = [], 0, 0
-    for document in rows:
-        if column + len(document) > length:
-            row, column = row + 1, 0
-        places.append((row, column))
-        column += len(document)
-    batch = Batch(*(np.zeros((row + 1, length), np.int32) for _ in range(3)), np.array([c for _, c in places]))
-    for number, (document, (row, column)) in enumerate(zip(rows, places, strict=True)):
-        place = slice(column, column + len(document))
+    """The documents one after the other, as many to a row as fit, and the row of each; as many rows as documents."""
+    batch = Batch(*(np.zeros((len(rows), length), np.int32) for _ in range(3)), np.zeros(len(rows), int))
+    row, end, row_of = 0, 0, []
+    for number, document in enumerate(rows):
+        if end + len(document) > length:
+            row, end = row + 1, 0
+        batch.starts[number], place = end, slice(end, end + len(document))
         batch.tokens[row, place], batch.segments[row, place] = document, number + 1
         batch.positions[row, place] = np.arange(len(document))
-    return batch, [row for row, _ in places]
+        row_of, end = [*row_of, row], place.stop
+    return batch, row_of

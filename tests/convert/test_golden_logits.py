@@ -1,0 +1,77 @@
+"""Logits of every family are those of `transformers`, from files that hold its answers."""
+
+from functools import partial
+from typing import NamedTuple
+
+import golden_inputs
+import hashed
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+from golden_folders import MODELS, golden, one_device, write_folder
+from golden_inputs import Batch, difference, documents, packed, padded
+
+from maxlm.config import ModelConfig
+from maxlm.evaluate.load import load_all
+from maxlm.model import decoder
+
+# Of logits in float32, relative to the largest of the row; two implementations in float32 lie 1e-6 apart.
+TOLERANCE = 2e-5
+
+
+class Case(NamedTuple):
+    model: ModelConfig
+    params: dict
+    logits: dict[str, np.ndarray]  # of transformers
+
+    def logits_of(self, batch: Batch, kernel: str) -> np.ndarray:
+        return np.asarray(_forward(self.params, *batch[:3], model=self.model, kernel=kernel))
+
+
+@partial(jax.jit, static_argnames=("model", "kernel"))
+def _forward(params, tokens, segments, positions, *, model: ModelConfig, kernel: str):
+    graphdef, _, _ = decoder.abstract(model, attention=kernel)
+    return nnx.merge(graphdef, params)(tokens, segments, positions)
+
+
+@pytest.fixture(params=MODELS, scope="module")
+def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
+    folder = write_folder(request.param, tmp_path_factory.mktemp("golden") / request.param)
+    loaded = load_all(folder, mesh=one_device())
+    return Case(loaded.model, loaded.params, golden(request.param).logits)
+
+
+def compared(case: Case, logits: np.ndarray, rows: list[int], starts: list[int]) -> dict[str, float]:
+    """By kind of document the largest relative difference from what transformers says."""
+    kept: dict[str, list[np.ndarray]] = {}
+    for document, row, start in zip(documents(case.model.vocab_size), rows, starts, strict=True):
+        own = logits[row, start : start + len(document.tokens)]
+        kept.setdefault(document.kind, []).append(own[document.kept])
+    return {kind: difference(np.concatenate(found), case.logits[kind]) for kind, found in kept.items()}
+
+
+@pytest.mark.parametrize("kernel", ["reference", "blocked"])
+def test_logits_are_those_of_transformers(case: Case, kernel: str) -> None:
+    """Documents alone, longer than the original context, and padded at either side."""
+    found = documents(case.model.vocab_size)
+    rows, left = [document.tokens for document in found], [document.kind == "left" for document in found]
+    batch = padded(rows, golden_inputs.LONGEST, left)
+    differences = compared(case, case.logits_of(batch, kernel), list(range(len(rows))), list(batch.starts))
+    assert all(found < TOLERANCE for found in differences.values()), differences
+
+
+def test_packed_documents_have_the_same_logits(case: Case) -> None:
+    batch, rows = packed([document.tokens for document in documents(case.model.vocab_size)], golden_inputs.LONGEST)
+    differences = compared(case, case.logits_of(batch, "reference"), rows, list(batch.starts))
+    assert all(found < TOLERANCE for found in differences.values()), differences
+
+
+def test_weights_are_the_same_everywhere() -> None:
+    """What the golden files were made with: the generator's raw bits, not what a version of numpy makes of them."""
+    assert hashed.uniform("a name", (2,)).tolist() == [-1.048549094563953, 0.6325520966320188]
+    matrix = hashed.tensor(0, "model.layers.0.self_attn.q_proj.weight", (4, 3))
+    assert matrix.dtype == np.float32
+    assert matrix[0].tolist() == [-0.131384015083313, 0.34226033091545105, 0.29455187916755676]
+    assert hashed.tensor(0, "model.norm.weight", (2,)).tolist() == [1.058164358139038, 0.7880867719650269]
+    assert hashed.tokens(0, "long 40", 6, 96).tolist() == [74, 67, 74, 84, 24, 44]
