@@ -7,11 +7,14 @@ from pathlib import Path
 
 import fsspec
 import jax
+import numpy as np
 import pytest
+from flax import nnx
 from tiny import RUN
 
 from maxlm.config import load, to_yaml
 from maxlm.evaluate.chat import Chat
+from maxlm.evaluate.load import load_all
 from maxlm.train import loop
 
 
@@ -146,8 +149,6 @@ def test_a_space_at_the_end_of_the_prompt_is_kept_and_begins_the_next_token(run_
     greedy = ("--max-tokens", "1", "--temperature", "0")
     out = run_command("generate", trained, "--prompt", "def ", *greedy)[1]
     assert out.startswith("def ") and out.endswith("\n")
-    from maxlm.evaluate.load import load_all
-
     tokenizer = load_all(trained).tokenizer
     with_space = [tokenizer.decode([number]) for number in range(tokenizer.vocab_size)]
     assert out[3:-1] in {text for text in with_space if text.startswith(" ")}
@@ -179,6 +180,15 @@ def test_generate_runs_on_a_mesh_and_tells_of_long_texts(run_command, trained):
     assert code == 0 and "note: a text is longer than the 32 tokens that the model is made for" in err
     code, out, _ = run_command(*words, "--mesh", "data=2,tensor=4", "--dtype", "float32")
     assert (code, out) == (0, alone)
+
+
+def test_matrices_kept_in_the_compute_type_give_the_same_numbers(trained):
+    wide, narrow = load_all(trained), load_all(trained, dtype="bfloat16")
+    types = [{leaf.dtype.name for leaf in jax.tree.leaves(loaded.params)} for loaded in (wide, narrow)]
+    assert types == [{"float32"}, {"float32", "bfloat16"}]  # norms keep theirs
+    tokens = np.arange(40, dtype=np.int32)[None]
+    wanted, found = (nnx.merge(narrow.graphdef, loaded.params)(tokens) for loaded in (wide, narrow))
+    np.testing.assert_array_equal(found, wanted)
 
 
 @pytest.mark.parametrize(

@@ -8,13 +8,12 @@ the same ids here and there.)
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from maxlm.data.tokenizer import Tokenizer
 from maxlm.errors import DataError, MaxlmError
 from maxlm.evaluate.template import ChatTemplate, Message
-from maxlm.evaluate.text import stop_ids
 
 ROLES = ("system", "user", "assistant")
 # Unicode's noncharacters, for a program's own use, stand around what looks like a special token in a message.
@@ -23,16 +22,16 @@ ANSWER = "0answer0"  # some text, to see what a template writes after it
 
 
 class Chat:
-    """What turns the messages of one tokenizer into ids, and which ids end an answer."""
+    """What turns messages into ids, and which ids end an answer: a model's own, and the end of a turn."""
 
-    def __init__(self, tokenizer: Tokenizer):
+    def __init__(self, tokenizer: Tokenizer, stop_ids: Iterable[int]):
         self.tokenizer, self.template = tokenizer, ChatTemplate(Path(tokenizer.path).parent)
         ends = {"bos_token": tokenizer.bos_id, "eos_token": tokenizer.eos_id}
         self._names = {name: tokenizer.token_text(number) for name, number in ends.items() if number is not None}
         # The longest first, so that one that contains another is found.
         control = sorted(tokenizer.control_tokens(), key=len, reverse=True)
         self._any = re.compile("|".join(map(re.escape, control)) or "(?!)")
-        self.stop_ids = stop_ids(tokenizer) | self._ends_of_turn()
+        self.stop_ids = set(stop_ids) | self._ends_of_turn()
 
     def encode(self, messages: Sequence[Message]) -> list[int]:
         """Ids of a conversation and of the beginning of an answer to it."""

@@ -34,7 +34,7 @@ def answer_texts(
     runtime.setup()
     conversations = [[{"role": "user", "content": text}] for text in texts] or [read_messages(sys.stdin.read())]
     loaded = open_model(path, mesh, dtype, min(batch_size, len(conversations)))
-    chat = Chat(loaded.tokenizer)
+    chat = Chat(loaded.tokenizer, loaded.stop_ids)
     asked = [conversation[-1]["content"] for conversation in conversations]
     ids = [chat.encode(_system(system) + conversation) for conversation in conversations]
     options |= {"stop_ids": chat.stop_ids, "batch_size": batch_size}
@@ -58,7 +58,7 @@ def converse(
     """
     runtime.setup()
     loaded = open_model(path, mesh, dtype, 1)
-    chat = Chat(loaded.tokenizer)
+    chat = Chat(loaded.tokenizer, loaded.stop_ids)
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  (editing and history of the lines that input() reads)
     print(HELP, file=sys.stderr)

@@ -1,19 +1,16 @@
 """From texts to the ids that a model continues, and from the ids that come back to text."""
 
-import json
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from maxlm.data.tokenizer import Tokenizer
-from maxlm.errors import ConfigError, DataError
+from maxlm.errors import ConfigError
 from maxlm.evaluate.generate import FirstTokens, stream
 from maxlm.evaluate.load import Loaded
 
 UNFINISHED = "\N{REPLACEMENT CHARACTER}"  # what a decoder makes of bytes that are no character, or none yet
-GENERATION_CONFIG = "generation_config.json"
 
 
 class Piece(NamedTuple):
@@ -56,11 +53,11 @@ def stream_text(
 ) -> Iterator[Piece]:
     """Text that continues the prompts, as it comes; a text ends before a stop string or the end of a document.
 
-    Options are those of `generate.stream`; stop_ids are by default those of the tokenizer.
+    Options are those of `generate.stream`; stop_ids are by default those of the model.
     """
     tokenizer, ended = loaded.tokenizer, set()
     texts = [TextStream(tokenizer, ids, stop_strings) for ids in prompts]
-    defaults = {"stop_ids": stop_ids(tokenizer) | set(loaded.stop_ids), "vocab_size": tokenizer.vocab_size}
+    defaults = {"stop_ids": loaded.stop_ids, "vocab_size": tokenizer.vocab_size}
     for drawn in stream(loaded.graphdef, loaded.params, prompts, ended=ended, **defaults | options):
         text, finish = texts[drawn.number], drawn.finish
         added = text.add(drawn.ids)
@@ -70,18 +67,6 @@ def stream_text(
         elif finish:
             added += text.rest()
         yield Piece(drawn.number, added, drawn.ids, drawn.logprobs, finish)
-
-
-def stop_ids(tokenizer: Tokenizer) -> set[int]:
-    """The end of a document and, where the tokenizer's folder has a generation_config.json, its ends of a text."""
-    path, found = Path(tokenizer.path).parent / GENERATION_CONFIG, {tokenizer.eos_id}
-    if path.is_file():
-        try:
-            ends = json.loads(path.read_bytes()).get("eos_token_id")
-        except (OSError, ValueError, AttributeError) as error:
-            raise DataError(f"{path}: cannot be read ({error})") from None
-        found |= set(ends) if isinstance(ends, list) else {ends}
-    return found - {None}
 
 
 class TextStream:
