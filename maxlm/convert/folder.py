@@ -55,7 +55,7 @@ def read_folder(directory: str | Path) -> Folder:
     """A folder whose tensors are all there and of the right shapes.
 
     Raises `ConfigError` for a model that our decoder cannot be, `DataError` that names every tensor that is missing,
-    too many, misshapen or of a type that cannot be read (the first few of each).
+    too many, misshapen or of a type that cannot be read.
     """
     directory = Path(directory)
     config = read_json(directory / CONFIG, "expected a folder with a Hugging Face model")

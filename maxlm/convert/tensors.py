@@ -9,7 +9,7 @@ in which.
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,6 @@ SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 LONGEST_HEADER = 100 * 10**6  # bytes; the format's own limit
 DTYPES = {"F32": np.dtype(np.float32), "BF16": np.dtype(ml_dtypes.bfloat16), "F16": np.dtype(np.float16)}
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
-SHOWN = 5  # names in a message
 
 
 @dataclass(frozen=True)
@@ -148,10 +147,32 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def listed(names: list[str]) -> str:
-    """The first few of some names, and how many more there are."""
-    more = len(names) - SHOWN
-    return ", ".join(names[:SHOWN]) + (f" and {more:,} more" if more > 0 else "")
+def listed(names: Sequence[str]) -> str:
+    """All names; those that differ in the number of a layer or an expert alone are put together: layers.{0-2,5}.w."""
+    rows = [tuple(name.split(".")) for name in names]
+    for place in reversed(range(max(map(len, rows), default=0))):
+        alike: dict[tuple[str, ...], list[int]] = {}
+        for row in rows:
+            numbered = len(row) > place and row[place].isdecimal()
+            key = (*row[:place], "", *row[place + 1 :]) if numbered else row
+            alike.setdefault(key, []).extend([int(row[place])] if numbered else [])
+        rows = [
+            (*key[:place], _ranges(numbers), *key[place + 1 :]) if numbers else key for key, numbers in alike.items()
+        ]
+    return ", ".join(".".join(row) for row in rows)
+
+
+def _ranges(numbers: list[int]) -> str:
+    """3; or {0-2,5}, of more than one."""
+    if len(numbers) == 1:
+        return str(numbers[0])
+    runs: list[list[int]] = []
+    for number in sorted(numbers):
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    return "{" + ",".join(str(first) if first == last else f"{first}-{last}" for first, last in runs) + "}"
 
 
 def _short(error: Exception) -> str:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +24,7 @@ from maxlm.convert.building import building
 from maxlm.convert.families import TABLES, links, read_config
 from maxlm.convert.folder import path_of
 from maxlm.convert.importing import import_folder
+from maxlm.convert.tensors import listed
 from maxlm.errors import ConfigError, DataError, SaveError
 from maxlm.evaluate.load import load, load_all
 from maxlm.model import decoder
@@ -182,7 +184,7 @@ def damage(folder: Path, change) -> None:
         (lambda t: t.update({"lm_head.weight": np.zeros((24, 16), np.int8)}), "lm_head.weight I8.*convert the model"),
         (
             lambda t: {"model.norm.weight": t["model.norm.weight"]},
-            "50 missing: model.embed.* and 45 more",
+            r"50 missing: model.embed_tokens.weight, .*model.layers.\{0-2\}.mlp.down_proj.weight.*, lm_head.weight;",
         ),
     ],
     ids=["missing", "extra", "misshapen", "type", "many"],
@@ -195,6 +197,15 @@ def test_every_tensor_that_is_wrong_is_named(change, message: str, tmp_path: Pat
     assert not list(tmp_path.glob("run*"))
     with pytest.raises(DataError, match=message):
         load_all(folder)
+
+
+def test_names_that_differ_in_numbers_alone_are_put_together() -> None:
+    names = [f"layers.{layer}.experts.{expert}.w1 [2, 3]" for layer in (0, 1, 4) for expert in (2, 0, 1)]
+    assert (
+        listed([*names, "norm.weight", "layers.7.w2"])
+        == "layers.{0-1,4}.experts.{0-2}.w1 [2, 3], norm.weight, layers.7.w2"
+    )
+    assert listed(["layers.0.a", "layers.1.b", "layers.1.a.c"]) == "layers.0.a, layers.1.b, layers.1.a.c"
 
 
 def test_an_output_matrix_beside_tied_embeddings_must_be_the_same(tmp_path: Path) -> None:
@@ -256,7 +267,6 @@ SECOND, INDEX = "model-00002-of-00002.safetensors", "model.safetensors.index.jso
         (lambda folder: (folder / "config.json").unlink(), "config.json: no such file"),
         (rewritten("tokenizer.json", b"{}"), "tokenizer.json: not a tokenizer that can be read"),
     ],
-    ids=str,
 )
 def test_damaged_files_are_named(change, message: str, tmp_path: Path) -> None:
     folder = make_folder(tmp_path / "hf", files=2)
@@ -273,9 +283,7 @@ def test_a_directory_that_exists_is_not_written_over(tmp_path: Path, monkeypatch
         import_folder(folder, tmp_path / "run")
     with building(tmp_path / "new", 0), pytest.raises(ConfigError, match="another command is writing it"):
         import_folder(folder, tmp_path / "new")
-    monkeypatch.setattr(
-        "shutil.disk_usage", lambda path: os.terminal_size((0, 0)) and __import__("types").SimpleNamespace(free=9)
-    )
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=9))
     with pytest.raises(SaveError, match="do not fit"):
         import_folder(folder, tmp_path / "third")
     assert not list(tmp_path.glob("third*"))
