@@ -35,6 +35,8 @@ pytest.importorskip("libtpu")
 
 EXPERTS = {"mlp_dim": 1536, "moe": {"num_experts": 8, "experts_per_token": 2, "mlp_dim": 1536}}
 PIPELINE = {"pipeline": {"microbatches": 4}, "model": {"num_layers": 6}}
+LATENTS = {"query_rank": 768, "kv_rank": 512, "nope_head_dim": 128, "rope_head_dim": 64, "value_head_dim": 128}
+LATENTS = {"num_kv_heads": 16, "head_dim": 192, "latent": LATENTS}
 # Sizes of the mesh, and what else differs from `wide_config`.
 MESHES = {
     "fsdp8": ({"fsdp": 8}, {}),
@@ -51,6 +53,11 @@ MESHES = {
     "pipeline2-expert2-fsdp2": (
         {"pipeline": 2, "expert": 2, "fsdp": 2},
         PIPELINE | {"model": EXPERTS | {"num_layers": 6}},
+    ),
+    "fsdp4-tensor2-latents": ({"fsdp": 4, "tensor": 2}, {"model": LATENTS}),
+    "fsdp4-tensor2-latents-sequence": (
+        {"fsdp": 4, "tensor": 2},
+        {"model": LATENTS, "parallel": {"sequence": True}},
     ),
     "slices2-fsdp2-tensor2": ({"data": 2, "fsdp": 2, "tensor": 2, "slices": 2}, {}),
 }
@@ -119,7 +126,10 @@ def test_nothing_moves_that_should_not(mesh: str, rule: str) -> None:
 
 @pytest.mark.parametrize(
     "mesh",
-    ["fsdp8", "fsdp4-tensor2", "pipeline2-fsdp4", "context2-fsdp4", "expert4-fsdp2", "slices2-fsdp2-tensor2"],
+    [
+        *("fsdp8", "fsdp4-tensor2", "pipeline2-fsdp4", "context2-fsdp4", "expert4-fsdp2", "slices2-fsdp2-tensor2"),
+        "fsdp4-tensor2-latents",
+    ],
 )
 def test_the_estimated_work_is_that_of_the_program(mesh: str) -> None:
     """FLOPs as the formulas say, recomputation, bubbles and kernels included; bytes nearly, by what they are."""
@@ -132,7 +142,9 @@ def test_the_estimated_work_is_that_of_the_program(mesh: str) -> None:
         assert found.activations[axis] == pytest.approx(estimate.activations[axis], rel=0.15)
 
 
-@pytest.mark.parametrize("name", ["fsdp4-tensor2", "pipeline2-fsdp2-tensor2", "context2-fsdp4"])
+@pytest.mark.parametrize(
+    "name", ["fsdp4-tensor2", "pipeline2-fsdp2-tensor2", "context2-fsdp4", "fsdp4-tensor2-latents"]
+)
 def test_attention_runs_in_kernels_and_its_forward_once_more(name: str) -> None:
     """With full remat; there is no array of scores or masks, of a chip's queries by the keys of a sequence."""
     text = compiled(name).executable.as_text()
