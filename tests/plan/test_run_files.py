@@ -19,6 +19,7 @@ def test_the_usual_hardware_has_runs() -> None:
         "llama3-405b": ("v5p-2048", "h100x1024"),
         "mixtral-8x7b": ("v5p-128", "h100x64"),
         "gemma2-9b": ("v5p-128",),
+        "deepseek-v2-lite": ("v5p-128",),
     }
     assert {path.stem for path in RUNS} == {f"{model}-{name}" for model, names in expected.items() for name in names}
 
