@@ -1,12 +1,14 @@
 """The golden models as folders on disk, with what `transformers` made of them."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import hashed
 import jax
 import numpy as np
+from golden_inputs import difference, documents
 from jax.sharding import Mesh
 from safetensors.numpy import save_file
 
@@ -46,6 +48,18 @@ def write_folder(name: str, folder: Path, **changes: object) -> Path:
     (folder / "config.json").write_text(json.dumps(found.config | changes))
     save_file(tensors(found), folder / "model.safetensors", {"format": "pt"})
     return folder
+
+
+def difference_by_kind(name: str, logits: np.ndarray, rows: Sequence[int], starts: Sequence[int]) -> dict[str, float]:
+    """By kind of document the largest relative difference of logits [B, S, V] from what transformers says.
+
+    `rows` and `starts` say where each document's tokens stand.
+    """
+    expected, kept = golden(name).logits, {}
+    for document, row, start in zip(documents(logits.shape[-1]), rows, starts, strict=False):
+        own = logits[row, start : start + len(document.tokens)]
+        kept.setdefault(document.kind, []).append(own[document.kept])
+    return {kind: difference(np.concatenate(found), expected[kind]) for kind, found in kept.items()}
 
 
 def one_device() -> Mesh:

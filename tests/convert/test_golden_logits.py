@@ -9,8 +9,8 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
-from golden_folders import MODELS, golden, one_device, write_folder
-from golden_inputs import Batch, difference, documents, packed, padded
+from golden_folders import MODELS, difference_by_kind, one_device, write_folder
+from golden_inputs import Batch, documents, packed, padded
 
 from maxlm.config import ModelConfig
 from maxlm.evaluate.load import load_all
@@ -21,9 +21,9 @@ TOLERANCE = 2e-5
 
 
 class Case(NamedTuple):
+    name: str
     model: ModelConfig
     params: dict
-    logits: dict[str, np.ndarray]  # of transformers
 
     def logits_of(self, batch: Batch, kernel: str) -> np.ndarray:
         return np.asarray(_forward(self.params, *batch[:3], model=self.model, kernel=kernel))
@@ -39,16 +39,7 @@ def _forward(params, tokens, segments, positions, *, model: ModelConfig, kernel:
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
     folder = write_folder(request.param, tmp_path_factory.mktemp("golden") / request.param)
     loaded = load_all(folder, mesh=one_device())
-    return Case(loaded.model, loaded.params, golden(request.param).logits)
-
-
-def compared(case: Case, logits: np.ndarray, rows: list[int], starts: list[int]) -> dict[str, float]:
-    """By kind of document the largest relative difference from what transformers says."""
-    kept: dict[str, list[np.ndarray]] = {}
-    for document, row, start in zip(documents(case.model.vocab_size), rows, starts, strict=True):
-        own = logits[row, start : start + len(document.tokens)]
-        kept.setdefault(document.kind, []).append(own[document.kept])
-    return {kind: difference(np.concatenate(found), case.logits[kind]) for kind, found in kept.items()}
+    return Case(request.param, loaded.model, loaded.params)
 
 
 @pytest.mark.parametrize("kernel", ["reference", "blocked"])
@@ -57,13 +48,13 @@ def test_logits_are_those_of_transformers(case: Case, kernel: str) -> None:
     found = documents(case.model.vocab_size)
     rows, left = [document.tokens for document in found], [document.kind == "left" for document in found]
     batch = padded(rows, golden_inputs.LONGEST, left)
-    differences = compared(case, case.logits_of(batch, kernel), list(range(len(rows))), list(batch.starts))
+    differences = difference_by_kind(case.name, case.logits_of(batch, kernel), range(len(rows)), batch.starts)
     assert all(found < TOLERANCE for found in differences.values()), differences
 
 
 def test_packed_documents_have_the_same_logits(case: Case) -> None:
     batch, rows = packed([document.tokens for document in documents(case.model.vocab_size)], golden_inputs.LONGEST)
-    differences = compared(case, case.logits_of(batch, "reference"), rows, list(batch.starts))
+    differences = difference_by_kind(case.name, case.logits_of(batch, "reference"), rows, batch.starts)
     assert all(found < TOLERANCE for found in differences.values()), differences
 
 
