@@ -7,8 +7,8 @@ never of the mesh, and each can be read without the others:
     optimizer   moments
     counters    the window of the spike test, the sums since the last line of the metrics, and of a proxy run its domain
                 weights (the other runs have no such entry)
-    run         JSON: step, tokens, target_tokens, loader state, rewinds, configuration, manifests, tokenizer, and of a
-                proxy run its reference
+    run         JSON: step, tokens, target_tokens, loader state, rewinds, configuration, manifests and how much
+                text they stand for, tokenizer, and of a proxy run its reference
 
 A directory appears under its final name when everything in it is on disk, so a killed save leaves the checkpoints
 before it as they were.

@@ -9,9 +9,7 @@ from typing import Any
 import yaml
 
 from maxlm.config import Config
-from maxlm.data.shards import Manifest, read_manifest
-from maxlm.data.store import is_url
-from maxlm.errors import MaxlmError
+from maxlm.data.shards import SIZES
 from maxlm.model import counts
 from maxlm.report.metrics import EVAL, read_lines
 from maxlm.saved import Saved
@@ -45,24 +43,11 @@ def _training(found: Saved, config: Config) -> Iterator[str]:
     yield f"## Training\n\nStep {run['step']:,}: {run.get('tokens', 0):,} tokens read{predicted}."
     rows = [("source", "tokens", "documents", "text bytes", "manifest")]
     for name, hash in run.get("manifests", {}).items():
-        manifest = _manifest(config, name, hash)
-        sizes = [f"{getattr(manifest, key):,}" if manifest else "" for key in ("tokens", "documents", "bytes")]
-        rows.append((name, *sizes, f"`{hash}`"))
+        sizes = run.get("sizes", {}).get(name, {})  # which checkpoints of earlier versions do not tell
+        rows.append((name, *(f"{sizes[key]:,}" if key in sizes else "" for key in SIZES), f"`{hash}`"))
     yield "## Data\n\n" + _table(rows)
     reading = {key: _plain(getattr(config.data, key)) for key in READING}
     yield f"```yaml\n{_yaml({'mixture': [_plain(stage) for stage in config.data.mixture]} | reading)}```"
-
-
-def _manifest(config: Config, name: str, hash: str) -> Manifest | None:
-    """Of the data that the run read, where they are still here; data in stores are not asked for."""
-    source = config.data.sources.get(name)
-    if source is None or is_url(source.path):
-        return None
-    try:
-        manifest = read_manifest(source.path)
-    except (MaxlmError, OSError):
-        return None
-    return manifest if manifest.hash == hash else None
 
 
 def _evaluation(found: Saved) -> Iterator[str]:

@@ -60,6 +60,7 @@ from maxlm.errors import DataError
 
 FORMAT, VERSION = "maxlm-shards", 1
 MANIFEST = "manifest.json"
+SIZES = ("tokens", "documents", "bytes")
 EXTENSION = "extension.json"  # how a tokenizer was extended, beside its file; see `tokenizer`
 HASHES = "documents.hash"
 HASH_DTYPE = np.dtype([("hash", "<u8"), ("shard", "<u4"), ("row", "<u4")])
@@ -201,6 +202,11 @@ class Manifest(_Record):
         """Every file of the directory by its relative name, the manifest aside."""
         tokenizer = ((f"tokenizer/{name}", entry) for name, entry in self.tokenizer.files.items())
         return dict(chain(tokenizer, *(shard.files.items() for shard in self.shards), [(HASHES, self.document_hashes)]))
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """How much text it is."""
+        return {key: getattr(self, key) for key in SIZES}
 
     @property
     def target_tokens(self) -> int:

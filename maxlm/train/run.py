@@ -196,6 +196,7 @@ class Run:
         run = position.to_json() | {
             "config": self.config.model_dump(mode="json"),
             "manifests": self.manifests,
+            "sizes": {name: source.shards.manifest.sizes for name, source in self.sources.train.items()},
             "indexes": self.indexes,
             "tokenizer": self.tokenizer.model_dump(mode="json"),
         }
