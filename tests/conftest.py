@@ -14,6 +14,7 @@ os.environ["DO_NOT_TRACK"] = "1"
 
 import json  # noqa: E402
 import sys  # noqa: E402
+from collections.abc import Iterator  # noqa: E402
 
 import pytest  # noqa: E402
 from tiny import RUN  # noqa: E402
@@ -23,6 +24,14 @@ from maxlm.config import Config, load, validate  # noqa: E402
 
 FIM_TOKENS = ["<fim_prefix>", "<fim_suffix>", "<fim_middle>"]
 ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_programs() -> Iterator[None]:
+    """Programs are of no use to the next file, and those of all files together take gigabytes."""
+    yield
+    if "jax" in sys.modules:
+        sys.modules["jax"].clear_caches()
 
 
 @pytest.fixture(scope="session")
