@@ -10,6 +10,9 @@ from maxlm.config import ProcessesConfig
 from maxlm.parallel import processes
 from maxlm.parallel.hardware import GPU_MEMORY_FRACTION
 
+# Where there is no TPU, libtpu asks these of nobody and prints half a page of warnings (libtpu 0.0.42).
+NO_TPU = {"TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": "v5p-8"}
+
 
 def setup(joined: ProcessesConfig | None = None) -> None:
     """Turn on the persistent compilation cache: `JAX_COMPILATION_CACHE_DIR`, else the user's cache directory; with
@@ -18,6 +21,9 @@ def setup(joined: ProcessesConfig | None = None) -> None:
     os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", str(GPU_MEMORY_FRACTION))
     if joined:
         processes.join(joined)
+    if os.environ.get("TPU_SKIP_MDS_QUERY") == "1":  # as jax sets it when it is imported where there is no TPU
+        for name, value in NO_TPU.items():
+            os.environ.setdefault(name, value)
     # Orbax logs with a traceback what its threads also raise; people are told once, by the error.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     if not jax.config.jax_compilation_cache_dir:
