@@ -38,7 +38,7 @@ GOLDEN = ROOT / "tests" / "convert" / "golden"
 BY_LENGTH = ("dynamic", "longrope")
 
 
-def write_folder(settings: dict, folder: Path) -> dict[str, tuple[int, ...]]:
+def write_folder(settings: dict, folder: Path, seed: int = 0) -> dict[str, tuple[int, ...]]:
     """A model with hashed weights as `transformers` saves it; names and shapes of its tensors."""
     config = AutoConfig.for_model(**settings)
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
@@ -47,7 +47,7 @@ def write_folder(settings: dict, folder: Path) -> dict[str, tuple[int, ...]]:
         shapes = {name: tuple(tensors.get_slice(name).get_shape()) for name in sorted(tensors.keys())}
     norm_mean = hashed.norm_mean(settings["model_type"])
     save_file(
-        {name: hashed.tensor(0, name, shape, norm_mean) for name, shape in shapes.items()}, file, {"format": "pt"}
+        {name: hashed.tensor(seed, name, shape, norm_mean) for name, shape in shapes.items()}, file, {"format": "pt"}
     )
     return shapes
 

@@ -43,18 +43,20 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.mark.parametrize("kernel", ["reference", "blocked"])
-def test_logits_are_those_of_transformers(case: Case, kernel: str) -> None:
+def test_logits_are_those_of_transformers(case: Case, kernel: str, record_property) -> None:
     """Documents alone, longer than the original context, and padded at either side."""
     found = documents(case.model.vocab_size)
     rows, left = [document.tokens for document in found], [document.kind == "left" for document in found]
     batch = padded(rows, golden_inputs.LONGEST, left)
     differences = difference_by_kind(case.name, case.logits_of(batch, kernel), range(len(rows)), batch.starts)
+    record_property("differences", differences)  # --junitxml writes them, for benchmarks/2026-11-29-families.md
     assert all(found < TOLERANCE for found in differences.values()), differences
 
 
-def test_packed_documents_have_the_same_logits(case: Case) -> None:
+def test_packed_documents_have_the_same_logits(case: Case, record_property) -> None:
     batch, rows = packed([document.tokens for document in documents(case.model.vocab_size)], golden_inputs.LONGEST)
     differences = difference_by_kind(case.name, case.logits_of(batch, "reference"), rows, batch.starts)
+    record_property("differences", differences)
     assert all(found < TOLERANCE for found in differences.values()), differences
 
 
