@@ -1,6 +1,7 @@
 """Logits of every family are those of `transformers`, from files that hold its answers."""
 
-from functools import partial
+import functools
+from pathlib import Path
 from typing import NamedTuple
 
 import golden_inputs
@@ -29,26 +30,59 @@ class Case(NamedTuple):
         return np.asarray(_forward(self.params, *batch[:3], model=self.model, kernel=kernel))
 
 
-@partial(jax.jit, static_argnames=("model", "kernel"))
+@functools.partial(jax.jit, static_argnames=("model", "kernel"))
 def _forward(params, tokens, segments, positions, *, model: ModelConfig, kernel: str):
     graphdef, _, _ = decoder.abstract(model, attention=kernel)
     return nnx.merge(graphdef, params)(tokens, segments, positions)
 
 
+# What is easily got wrong, one setting at a time, and how far it must show.
+MISTAKES = [
+    ("gpt2", {"activation": "gelu_exact"}, 1e-4),
+    ("llama", {"norm_eps": 1e-4}, 1e-4),
+    ("llama-dynamic", {"rope.scaling.original_length": 20}, 1e-2),
+    ("llama-llama3", {"rope.scaling.high_freq_factor": 4.0}, 1e-2),
+    ("llama-yarn", {"rope.scaling.truncate": False}, 1e-2),
+    ("llama-yarn", {"rope.scaling.attention_factor": 1.0}, 1e-2),
+    ("mistral", {"window": 6}, 1e-2),
+    ("mixtral", {"moe.normalize": False}, 1e-2),
+    ("qwen2-windows", {"window": (5, 5, None, None)}, 1e-2),
+    ("qwen3_moe-sparse", {"moe.normalize": True}, 1e-2),
+    ("gemma2", {"attention_softcap": None}, 1e-2),
+    ("gemma2", {"logit_softcap": None}, 1e-2),
+    ("gemma2", {"window": (None, 5)}, 1e-2),
+    ("gemma3_text", {"rope.local_theta": None}, 1e-2),
+    ("phi3-longrope", {"rope.scaling.original_length": 40}, 1e-2),
+    ("phi3-longrope", {"rope.scaling.attention_factor": 1.0}, 1e-2),
+    ("deepseek_v2", {"moe.groups": 1, "moe.groups_per_token": 1}, 1e-2),
+    ("deepseek_v2", {"moe.group_score": "top2"}, 1e-2),
+    ("deepseek_v2-lite", {"query_scale": None}, 1e-2),
+    ("deepseek_v3", {"moe.group_score": "max"}, 1e-2),
+    ("deepseek_v3", {"rope.scaling.mscale": None}, 1e-2),
+]
+
+
+def load(name: str, folder: Path) -> Case:
+    loaded = load_all(write_folder(name, folder), mesh=one_device())
+    return Case(name, loaded.model, loaded.params)
+
+
 @pytest.fixture(params=MODELS, scope="module")
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
-    folder = write_folder(request.param, tmp_path_factory.mktemp("golden") / request.param)
-    loaded = load_all(folder, mesh=one_device())
-    return Case(request.param, loaded.model, loaded.params)
+    return load(request.param, tmp_path_factory.mktemp("golden") / request.param)
+
+
+def in_rows(case: Case) -> Batch:
+    """Every document in a row of its own, padded as its kind says."""
+    found = documents(case.model.vocab_size)
+    return padded([one.tokens for one in found], golden_inputs.LONGEST, [one.kind == "left" for one in found])
 
 
 @pytest.mark.parametrize("kernel", ["reference", "blocked"])
 def test_logits_are_those_of_transformers(case: Case, kernel: str, record_property) -> None:
     """Documents alone, longer than the original context, and padded at either side."""
-    found = documents(case.model.vocab_size)
-    rows, left = [document.tokens for document in found], [document.kind == "left" for document in found]
-    batch = padded(rows, golden_inputs.LONGEST, left)
-    differences = difference_by_kind(case.name, case.logits_of(batch, kernel), range(len(rows)), batch.starts)
+    batch = in_rows(case)
+    differences = difference_by_kind(case.name, case.logits_of(batch, kernel), range(len(batch.starts)), batch.starts)
     record_property("differences", differences)  # --junitxml writes them, for benchmarks/2026-11-29-families.md
     assert all(found < TOLERANCE for found in differences.values()), differences
 
@@ -58,6 +92,19 @@ def test_packed_documents_have_the_same_logits(case: Case, record_property) -> N
     differences = difference_by_kind(case.name, case.logits_of(batch, "reference"), rows, batch.starts)
     record_property("differences", differences)
     assert all(found < TOLERANCE for found in differences.values()), differences
+
+
+@pytest.mark.parametrize("name, changes, shows", MISTAKES)
+def test_a_mistake_in_one_setting_shows(name: str, changes: dict, shows: float, tmp_path: Path) -> None:
+    case = load(name, tmp_path / name)
+    values = case.model.model_dump()
+    for key, value in changes.items():
+        *sections, field = key.split(".")
+        functools.reduce(dict.__getitem__, sections, values)[field] = value
+    wrong, batch = case._replace(model=ModelConfig.model_validate(values)), in_rows(case)
+    logits = wrong.logits_of(batch, "reference")
+    differences = difference_by_kind(name, logits, range(len(batch.starts)), batch.starts)
+    assert max(differences.values()) > shows, differences
 
 
 def test_weights_are_the_same_everywhere() -> None:
