@@ -73,7 +73,6 @@ def run(case: Case, params: dict, rate: float) -> tuple[TrainState, float]:
     return jax.device_get(state), float(metrics["loss"])
 
 
-@pytest.mark.slow
 def test_a_step_is_that_of_torch(case: Case, record_property) -> None:
     state, before = run(case, case.initial.params, RATES["adamw"])
     # After one step the first moment is what the gradient leaves of an empty one.

@@ -99,7 +99,6 @@ def test_a_tokenizer_travels(tmp_path: Path) -> None:
     assert (found.bos_token_id, found.eos_token_id) == (0, 1)
 
 
-@pytest.mark.slow
 def test_a_run_loads_in_transformers_with_its_tokenizer(make_config, tmp_path: Path) -> None:
     from maxlm.train.loop import train
 
