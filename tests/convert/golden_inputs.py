@@ -4,9 +4,7 @@ from typing import NamedTuple
 
 import hashed
 import numpy as np
-
-ORIGINAL = 16  # context of the golden models before their rotations are stretched, in tokens
-LONGEST = 40  # and after
+from golden_models import LONGEST, ORIGINAL
 
 LENGTHS = {
     "ragged": (1, 4, 9, ORIGINAL),  # every document a batch of its own

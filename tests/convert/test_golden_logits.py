@@ -4,7 +4,6 @@ import functools
 from pathlib import Path
 from typing import NamedTuple
 
-import golden_inputs
 import hashed
 import jax
 import numpy as np
@@ -12,6 +11,7 @@ import pytest
 from flax import nnx
 from golden_folders import MODELS, difference_by_kind, one_device, write_folder
 from golden_inputs import Batch, documents, packed, padded
+from golden_models import LONGEST
 
 from maxlm.config import ModelConfig
 from maxlm.evaluate.load import load_all
@@ -75,7 +75,7 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 def in_rows(case: Case) -> Batch:
     """Every document in a row of its own, padded as its kind says."""
     found = documents(case.model.vocab_size)
-    return padded([one.tokens for one in found], golden_inputs.LONGEST, [one.kind == "left" for one in found])
+    return padded([one.tokens for one in found], LONGEST, [one.kind == "left" for one in found])
 
 
 @pytest.mark.parametrize("kernel", ["reference", "blocked"])
@@ -88,7 +88,7 @@ def test_logits_are_those_of_transformers(case: Case, kernel: str, record_proper
 
 
 def test_packed_documents_have_the_same_logits(case: Case, record_property) -> None:
-    batch, rows = packed([document.tokens for document in documents(case.model.vocab_size)], golden_inputs.LONGEST)
+    batch, rows = packed([document.tokens for document in documents(case.model.vocab_size)], LONGEST)
     differences = difference_by_kind(case.name, case.logits_of(batch, "reference"), rows, batch.starts)
     record_property("differences", differences)
     assert all(found < TOLERANCE for found in differences.values()), differences

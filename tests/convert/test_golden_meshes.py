@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from flax import nnx
 from golden_folders import difference_by_kind, write_folder
-from golden_inputs import LONGEST, Batch, documents, padded
+from golden_inputs import Batch, documents, padded
+from golden_models import LONGEST
 
 from maxlm.config import MeshConfig, PipelineConfig
 from maxlm.convert.importing import import_folder
