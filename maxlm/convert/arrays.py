@@ -34,7 +34,7 @@ TOGETHER = 8 * CHUNK_BYTES  # bytes of tensors that are converted at a time, or 
 THREADS = 4
 M_MMAP_THRESHOLD = -3  # malloc.h
 
-Path_ = tuple[str, ...]  # of a parameter in the decoder's tree
+ParameterPath = tuple[str, ...]  # of a parameter in the decoder's tree
 Index = tuple[int, ...]  # along a parameter's first axes
 
 
@@ -54,24 +54,24 @@ class Array:
 class Slices:
     """Open arrays of a checkpoint, by their paths. Thread-safe."""
 
-    def __init__(self, stores: Mapping[Path_, ts.TensorStore]):
+    def __init__(self, stores: Mapping[ParameterPath, ts.TensorStore]):
         self._stores, self._flow = stores, _Flow(IN_FLIGHT)
         self._pending: deque[ts.Future] = deque()
 
     @property
-    def dtypes(self) -> dict[Path_, np.dtype]:
+    def dtypes(self) -> dict[ParameterPath, np.dtype]:
         return {path: store.dtype.numpy_dtype for path, store in self._stores.items()}
 
     @property
-    def shapes(self) -> dict[Path_, tuple[int, ...]]:
+    def shapes(self) -> dict[ParameterPath, tuple[int, ...]]:
         return {path: tuple(store.shape) for path, store in self._stores.items()}
 
     @property
-    def chunks(self) -> dict[Path_, tuple[int, ...]]:
+    def chunks(self) -> dict[ParameterPath, tuple[int, ...]]:
         """Shapes of what is read for any one number of an array."""
         return {path: tuple(store.chunk_layout.read_chunk.shape) for path, store in self._stores.items()}
 
-    def write(self, path: Path_, index: Index, values: np.ndarray) -> None:
+    def write(self, path: ParameterPath, index: Index, values: np.ndarray) -> None:
         """Fill a slice, converting to the array's type (to the nearest, ties to even).
 
         Small slices are on their way when this returns, so that many are written together; `finish` waits for them.
@@ -90,7 +90,7 @@ class Slices:
         while self._pending:
             self._pending.popleft().result()
 
-    def read(self, path: Path_, index: Index, dtype: np.dtype) -> np.ndarray:
+    def read(self, path: ParameterPath, index: Index, dtype: np.dtype) -> np.ndarray:
         """A slice, converted likewise."""
         store = self._stores[path]
         values = np.empty(store.shape[len(index) :], dtype)
@@ -222,7 +222,7 @@ def damaged(directory: Path, error: Exception) -> DataError:
     return DataError(f"{directory}: the checkpoint is damaged or incomplete ({reason})")
 
 
-def _read_spec(item: Path, path: Path_) -> dict[str, Any]:
+def _read_spec(item: Path, path: ParameterPath) -> dict[str, Any]:
     kvstore = {"driver": "ocdbt", "base": {"driver": "file", "path": f"{item}/"}, "path": ".".join(path) + "/"}
     # What is missing is an error: parameters of zeros would pass for real ones.
     return {"driver": "zarr", "kvstore": kvstore, "fill_missing_data_reads": False, "recheck_cached_data": False}

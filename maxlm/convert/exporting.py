@@ -21,7 +21,7 @@ from maxlm.convert import card, tokenizer_files
 from maxlm.convert.arrays import Slices, damaged, each, open_checkpoint, return_freed_memory
 from maxlm.convert.building import building
 from maxlm.convert.families import links, write_config
-from maxlm.convert.folder import CONFIG, Path_, converted, parameters
+from maxlm.convert.folder import CONFIG, ParameterPath, converted, parameters
 from maxlm.convert.importing import Converted, megabytes
 from maxlm.convert.links import Link
 from maxlm.convert.tensors import DTYPE_NAMES, INDEX, SINGLE
@@ -129,7 +129,7 @@ def _with_length(found: Saved):
     return found.model.model_copy(update={"context_length": longest})
 
 
-def _common(link: Link, dtypes: Mapping[Path_, np.dtype]) -> np.dtype:
+def _common(link: Link, dtypes: Mapping[ParameterPath, np.dtype]) -> np.dtype:
     return np.dtype(jnp.result_type(*(dtypes[path] for path, _ in link.ours)))
 
 

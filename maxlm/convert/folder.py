@@ -22,7 +22,7 @@ from maxlm.model import decoder
 
 CONFIG = "config.json"
 
-Path_ = tuple[str, ...]  # of a parameter in the decoder's tree
+ParameterPath = tuple[str, ...]  # of a parameter in the decoder's tree
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,9 @@ class Folder:
     notes: list[str]  # what of its files is not part of the model
 
     @cached_property
-    def dtypes(self) -> dict[Path_, np.dtype]:
+    def dtypes(self) -> dict[ParameterPath, np.dtype]:
         """Of every parameter of ours the type that holds all its tensors as they are."""
-        found: dict[Path_, np.dtype] = {}
+        found: dict[ParameterPath, np.dtype] = {}
         for link in self.links:
             dtype = DTYPES[self.tensors[link.theirs].dtype]
             for path, _ in link.ours:
@@ -82,13 +82,13 @@ def read_json(path: Path, expected: str) -> dict[str, Any]:
     return value
 
 
-def parameters(model: ModelConfig) -> dict[Path_, jax.ShapeDtypeStruct]:
+def parameters(model: ModelConfig) -> dict[ParameterPath, jax.ShapeDtypeStruct]:
     """Shapes and types of the decoder's parameters by their paths, where most are in bfloat16."""
     _, shapes, _ = decoder.abstract(model, params_dtype=jnp.dtype(jnp.bfloat16))
     return {path_of(keys): leaf for keys, leaf in jax.tree_util.tree_leaves_with_path(shapes)}
 
 
-def path_of(keys: tuple) -> Path_:
+def path_of(keys: tuple) -> ParameterPath:
     """A path of jax's trees as links write it."""
     return tuple(str(key.key) for key in keys)
 
@@ -129,7 +129,9 @@ def _equal(one: Tensor, other: Tensor) -> bool:
     return all(row.tobytes() == like.tobytes() for row, like in zip(one.map(), other.map(), strict=True))
 
 
-def converted(model: ModelConfig, dtypes: Mapping[Path_, np.dtype], dtype: Any) -> dict[Path_, np.dtype]:
+def converted(
+    model: ModelConfig, dtypes: Mapping[ParameterPath, np.dtype], dtype: Any
+) -> dict[ParameterPath, np.dtype]:
     """The types of parameters of the given types when they are asked for in another one; None leaves them.
 
     What the decoder has in float32 whatever its other parameters are in (a router and its bias) stays as it is: small
