@@ -125,6 +125,16 @@ class Tokenizer:
         # Opened anew: the library's own pickle forgets that special tokens in a text are ordinary text.
         self.__init__(**state)
 
+    def equals(self, other: "Tokenizer") -> bool:
+        """Whether both make the same ids of every text: their files are the same, but for the tokens that `tokenizers`
+        puts around a text where it is asked to (post_processor)."""
+        if self.entry.hash == other.entry.hash:
+            return True
+        if not self.entry.kind == other.entry.kind == "tokenizers":
+            return False
+        one, two = (json.loads(tokenizer._library.to_str()) | {"post_processor": None} for tokenizer in (self, other))
+        return one == two
+
     def encode(self, text: str, special: bool = False) -> list[int]:
         """Ids of the text alone, without BOS and EOS; special tokens in the text are ordinary text, unless `special`
         says that they are themselves, as in what a chat template writes."""

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from maxlm.config import CacheConfig, LossConfig
 from maxlm.data.shards import Shards
+from maxlm.data.tokenizer import Tokenizer
 from maxlm.errors import ConfigError
 from maxlm.evaluate.load import Loaded, load_all
 from maxlm.evaluate.perplexity import Result, evaluate
@@ -29,7 +30,7 @@ def evaluate_path(path: Path, data: list[str], sequences: int | None) -> dict[st
     for name, directory in sources.items():
         shards = Shards(directory, reading.cache)
         shards.verify(reading.verify)
-        if shards.manifest.tokenizer.hash != tokenizer.entry.hash:
+        if not tokenizer.equals(Tokenizer(shards.local_tokenizer(), shards.manifest.tokenizer)):
             raise ConfigError(
                 f"{shards.directory}: was prepared with another tokenizer than {path}; prepare it with the model's"
             )

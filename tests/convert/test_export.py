@@ -152,14 +152,19 @@ def test_an_export_is_evaluated_and_continued_as_the_run_is(
     answers = [run_command("generate", path, *words) for path in (trained, tmp_path / "out")]
     assert [code for code, *_ in answers] == [0, 0], answers
     assert answers[0][1] == answers[1][1] and answers[0][1].startswith("def")
-    # Shards know the tokenizer by its file, which an export gives a rule for BOS.
-    file = trained / "tokenizer" / "tokenizer.json"
-    (tmp_path / "out" / file.name).write_bytes(file.read_bytes())
+    # An export has a rule for BOS in tokenizer.json, so it is not the file that the shards have; it makes the same ids.
+    assert (tmp_path / "out" / "tokenizer.json").read_bytes() != (trained / "tokenizer/tokenizer.json").read_bytes()
     data = ["--data", f"model={prepared / 'model-val'}", "--sequences", 8, "--json"]
     answers = [run_command("eval", path, *data) for path in (trained, tmp_path / "out")]
     assert [code for code, *_ in answers] == [0, 0], answers
     run, exported = (json.loads(out) for _, out, _ in answers)
     assert exported == run and run["model"]["target_tokens"] > 0
+    file = tmp_path / "out" / "tokenizer.json"
+    library = json.loads(file.read_text())
+    library["model"]["merges"].pop()
+    file.write_text(json.dumps(library))
+    code, _, err = run_command("eval", tmp_path / "out", *data)
+    assert code == 2 and "was prepared with another tokenizer" in err
 
 
 def test_what_no_family_can_be_is_told(trained: Path, tmp_path: Path, run_command) -> None:
