@@ -33,7 +33,7 @@ EFFICIENCY = {"v4": 0.70, "v5e": 0.77, "v5p": 0.78, "v6e": 0.51, "7x": 0.66, "h1
 _flops_per_token = functools.lru_cache(maxsize=64)(flops_per_token)
 
 MFU_FORMULA = (
-    "(6 x matmul parameters + 6 x heads x (key + value width) x causal keys per layer) x tokens/s / dense {dtype} peak"
+    "6 x (matmul parameters + heads x (key + value dim) x causal keys per layer) x tokens/s / dense {dtype} peak"
 )
 
 

@@ -91,7 +91,10 @@ def test_a_document_names_the_steps_that_name_it(standing, answer):
             counted[key] += 1
             by_document[one["document"]["id"]] += 1
     undone = 0
-    for document, _ in by_document.most_common(12):
+    # The twelve largest, and as many more as it takes to come upon one in a step that the rewind undid.
+    for number, (document, _) in enumerate(by_document.most_common()):
+        if number >= 12 and undone:
+            break
         (found,) = answer(standing.dir, "--document", document)["documents"]
         assert found["document"]["id"] == document and found["left_out"] == 0
         listed = Counter(
@@ -104,7 +107,7 @@ def test_a_document_names_the_steps_that_name_it(standing, answer):
         assert all((one["step"] <= 12) == (one["state"] != "to come") for one in found["readings"])
         assert sum(found["counts"].values()) == len(found["readings"])
         undone += found["counts"]["undone"]
-    assert undone  # the largest documents were in one of the two steps that the rewind undid
+    assert undone
 
 
 def test_a_rewind_leaves_what_it_skipped_to_be_told(standing, answer, inspect):
@@ -143,7 +146,9 @@ def test_tables_show_documents_and_how_they_were_prepared(standing, inspect, ans
     documents = [one["document"]["id"] for one in answer(standing.dir, "--step", 9)["documents"]]
     assert documents and all(document in out for document in documents)
     assert "tokenizer: algorithm byte_bpe" in out and "preparation of model, prep" in out
-    out = inspect(standing.dir, "--document", documents[0])[1]
+    found = (answer(standing.dir, "--document", document)["documents"][0] for document in documents)
+    document = next(one["document"]["id"] for one in found if one["counts"]["read"] and one["counts"]["to_come"])
+    out = inspect(standing.dir, "--document", document)[1]
     assert "times until step 12" in out and "to come" in out
     long = inspect(standing.dir, "--step", 9, "--full")[1]
     assert len(long) > len(inspect(standing.dir, "--step", 9)[1])
