@@ -10,7 +10,8 @@ from maxlm.config import ProcessesConfig
 from maxlm.parallel import processes
 from maxlm.parallel.hardware import GPU_MEMORY_FRACTION
 
-# Where there is no TPU, libtpu asks these of nobody and prints half a page of warnings (libtpu 0.0.42).
+# Where there is no TPU, libtpu asks these of nobody and prints half a page of warnings (libtpu 0.0.42). The type of
+# accelerator may be whichever.
 NO_TPU = {"TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": "v5p-8"}
 
 

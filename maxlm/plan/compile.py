@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 
 from maxlm.config import Config
 from maxlm.errors import ConfigError
+from maxlm.parallel import runtime
 from maxlm.parallel.compiler import refused_options
 from maxlm.parallel.hardware import System, system
 from maxlm.parallel.mesh import build_mesh, check_batch
@@ -23,9 +24,8 @@ from maxlm.train.state import Blueprint, abstract_inputs, blueprint
 from maxlm.train.step import compile_step
 
 # Read when libtpu is loaded: it would otherwise ask a metadata server what it runs on, and hold a lock that keeps a
-# second process from compiling. Without a type of accelerator, whichever, it would complain that it sees none.
-LIBTPU = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
-LIBTPU |= {"TPU_ACCELERATOR_TYPE": "v5p-8"}
+# second process from compiling.
+LIBTPU = runtime.NO_TPU | {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
 # Read when JAX looks for plugins: this one would ask for CUDA's libraries, which only programs that run need. XLA says
 # at each turn that there is no driver.
 CUDA = {"JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1", "TF_CPP_MIN_LOG_LEVEL": "2"}
