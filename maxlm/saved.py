@@ -13,6 +13,7 @@ Nothing of jax is imported, so that a command that only looks answers at once.
 """
 
 import json
+import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -102,3 +103,12 @@ def find(path: str | Path) -> Saved:
     if "model" not in run:
         raise DataError(f"{directory}: the checkpoint is damaged or incomplete (it says of no model)")
     return Saved(directory, run, validate(run["model"], ModelConfig, f"{directory}: its model"), None)
+
+
+def sync_directory(directory: Path) -> None:
+    """Make what was renamed or made in `directory` survive a crash of the machine."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

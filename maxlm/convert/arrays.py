@@ -23,6 +23,7 @@ import orbax.checkpoint as ocp
 import tensorstore as ts
 
 from maxlm.checkpoint import CHUNK_BYTES
+from maxlm.convert.links import ParameterPath
 from maxlm.errors import DataError
 from maxlm.saved import FORMAT_VERSION
 
@@ -34,7 +35,6 @@ TOGETHER = 8 * CHUNK_BYTES  # bytes of tensors that are converted at a time, or 
 THREADS = 4
 M_MMAP_THRESHOLD = -3  # malloc.h
 
-ParameterPath = tuple[str, ...]  # of a parameter in the decoder's tree
 Index = tuple[int, ...]  # along a parameter's first axes
 
 

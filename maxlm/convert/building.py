@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from maxlm.errors import ConfigError, SaveError
+from maxlm.saved import sync_directory
 
 SUFFIX = ".partial"
 
@@ -33,9 +34,9 @@ def building(out: Path, nbytes: int) -> Iterator[Path]:
                     "name a directory on another disk"
                 )
             yield partial
-            _sync(partial)
+            sync_directory(partial)
             partial.rename(out)
-            _sync(out.parent)
+            sync_directory(out.parent)
     except OSError as error:
         raise SaveError(f"{out}: cannot be written ({error})") from None
 
@@ -59,12 +60,3 @@ def _locked(partial: Path, out: Path) -> Iterator[None]:
             raise
     finally:
         os.close(lock)
-
-
-def _sync(directory: Path) -> None:
-    """Names of files are on disk, as the files are."""
-    handle = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

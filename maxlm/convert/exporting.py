@@ -21,9 +21,9 @@ from maxlm.convert import card, tokenizer_files
 from maxlm.convert.arrays import Slices, damaged, each, open_checkpoint, return_freed_memory
 from maxlm.convert.building import building
 from maxlm.convert.families import links, write_config
-from maxlm.convert.folder import CONFIG, ParameterPath, converted, parameters
+from maxlm.convert.folder import CONFIG, converted, parameters
 from maxlm.convert.importing import Converted, megabytes
-from maxlm.convert.links import Link
+from maxlm.convert.links import Link, ParameterPath
 from maxlm.convert.tensors import DTYPE_NAMES, INDEX, SINGLE
 from maxlm.errors import ConfigError, DataError
 from maxlm.model import counts

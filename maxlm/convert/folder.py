@@ -14,15 +14,13 @@ import numpy as np
 
 from maxlm.config import ModelConfig
 from maxlm.convert.families import links, match_names, read_config
-from maxlm.convert.links import Link
+from maxlm.convert.links import Link, ParameterPath
 from maxlm.convert.table import Names
 from maxlm.convert.tensors import DTYPES, Tensor, listed, read_tensors
 from maxlm.errors import DataError
 from maxlm.model import decoder
 
 CONFIG = "config.json"
-
-ParameterPath = tuple[str, ...]  # of a parameter in the decoder's tree
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,13 @@ from typing import NamedTuple
 
 import numpy as np
 
+ParameterPath = tuple[str, ...]  # in the decoder's tree, as ("blocks", "0", "attention", "query")
+
 
 class Place(NamedTuple):
     """A slice of one of our parameters."""
 
-    path: tuple[str, ...]  # of the parameter in the decoder's tree, as ("blocks", "0", "attention", "query")
+    path: ParameterPath
     index: tuple[int, ...]  # along its first axes: the block of a stacked layer, then the expert; () for all of it
 
 

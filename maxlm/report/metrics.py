@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from maxlm.errors import DataError, SaveError
+from maxlm.saved import sync_directory
 
 METRICS, EVAL, EVENTS = "metrics.jsonl", "eval.jsonl", "events.jsonl"
 
@@ -203,18 +204,9 @@ def _keep(path: Path, wanted: Callable[[dict[str, Any]], bool]) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(new, path)
-        _sync_directory(path.parent)
+        sync_directory(path.parent)
     except OSError as error:
         raise SaveError(f"{path}: cannot be rewritten ({error})") from None
-
-
-def _sync_directory(directory: Path) -> None:
-    """Make a rename in `directory` survive a crash of the machine."""
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _plain(key: str, value: Any, nonfinite: list[str]) -> Any:
