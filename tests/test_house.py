@@ -1,6 +1,7 @@
 """The shape of the source: who may import whom, and what stays out of it."""
 
 import ast
+import importlib
 import re
 import subprocess
 import sys
@@ -109,6 +110,18 @@ def test_names_of_test_files_differ_over_folders() -> None:
     """The folders are no packages: pytest would collect the first of two files of one name and stop."""
     names = Counter(path.name for path in sources("tests") if path.name.startswith("test_"))
     assert not [name for name, count in names.items() if count > 1]
+
+
+@pytest.mark.parametrize("tool", sources("tools"), ids=lambda path: path.stem)
+def test_tools_import_what_there_is(tool: Path) -> None:
+    """Also inside functions: no other test runs all of every tool."""
+    for node in ast.walk(ast.parse(tool.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] in HOUSES:
+            # As `from` does: a name of the module, or a module in it.
+            module = importlib.import_module(node.module)
+            missing = [alias.name for alias in node.names if not hasattr(module, alias.name)]
+            for name in missing:
+                importlib.import_module(f"{node.module}.{name}")
 
 
 @pytest.mark.parametrize("module", ["maxlm", "maxlm.cli", "data_prep.cli"])

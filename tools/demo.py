@@ -94,9 +94,12 @@ def held_out_texts(run_dir: Path) -> Iterator[bytes]:
 
 
 def continuation(run_dir: Path) -> Iterator[str]:
-    from maxlm.evaluate.command import generate_text
+    from maxlm.evaluate.generation import generate_texts
+    from maxlm.evaluate.sampling import Sampling
 
-    return generate_text(run_dir, PROMPT, max_tokens=120, temperature=0.6, top_k=None, top_p=0.9, seed=0)
+    sampling = Sampling(temperature=0.6, top_p=0.9)
+    printed = {"mesh": None, "dtype": None, "batch_size": 1, "as_json": False, "logprobs": False}
+    return generate_texts(run_dir, [PROMPT], max_tokens=120, sampling=sampling, **printed)
 
 
 def summary(config, result: dict, sample: str) -> None:
