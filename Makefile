@@ -3,6 +3,8 @@
 PYTHON ?= $(or $(realpath .venv/bin/python),python3)
 
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
+# Processes that run the tests; each compiles on a core of its own, and takes up to 4 GB.
+JOBS ?= 2
 CONSTRAINTS := constraints-py$(if $(filter 3.11,$(VERSION)),311,312).txt
 INSTALLED := .venv/installed-$(VERSION)
 PIP := -m pip -qq --disable-pip-version-check
@@ -11,7 +13,7 @@ PIP := -m pip -qq --disable-pip-version-check
 
 help:
 	@echo 'make demo         prepare a small corpus, train a small model on it, evaluate it and report, on this machine'
-	@echo 'make test         run the tests'
+	@echo 'make test         run the tests, in two processes; JOBS=8 for eight'
 	@echo 'make lint         check style and formatting'
 	@echo 'make constraints  pin the newest versions that this Python can install'
 	@echo 'make clean        remove .venv and caches; prepared/ and runs/ stay'
@@ -22,7 +24,7 @@ demo: $(INSTALLED)
 	@.venv/bin/python tools/demo.py
 
 test: $(INSTALLED)
-	@.venv/bin/python -m pytest
+	@.venv/bin/python -m pytest -n $(JOBS) --dist loadfile
 
 lint: $(INSTALLED)
 	@.venv/bin/ruff check .

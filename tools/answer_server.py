@@ -50,6 +50,7 @@ class AnswerServer:
     faults: dict[str, float] = field(default_factory=dict)
     latency: float = 0.02  # seconds
     hang: float = 5.0  # seconds
+    together: int = 1  # the first so many requests are answered when all are there, or after `hang` seconds
     idempotent: bool = False
     key: str | None = None  # that requests must have
     ledger: Path | None = None
@@ -61,7 +62,7 @@ class AnswerServer:
         self.authorizations: set[str | None] = set()
         self.most_at_once = self.at_once = 0
         self.charged: dict[str, bytes] = {}
-        self.lock = threading.Lock()
+        self.lock = threading.Condition()
         self._random = random.Random(self.seed)
         self._server: ThreadingHTTPServer | None = None
 
@@ -124,6 +125,8 @@ class _Handler(BaseHTTPRequestHandler):
         with owner.lock:
             owner.at_once += 1
             owner.most_at_once = max(owner.most_at_once, owner.at_once)
+            owner.lock.notify_all()
+            owner.lock.wait_for(lambda: owner.most_at_once >= owner.together, owner.hang)
         try:
             self._answer(self.rfile.read(int(self.headers["Content-Length"])))
         finally:

@@ -85,7 +85,7 @@ def test_a_step_is_that_of_torch(case: Case, record_property) -> None:
     _, after_sgd = run(case, descended, RATES["adamw"])
     _, after_adamw = run(case, state.params, RATES["adamw"])
     losses = np.array([before, after_sgd, after_adamw])
-    record_property("losses", np.max(np.abs(losses / case.expected["losses"] - 1)))
+    record_property("losses", float(np.max(np.abs(losses / case.expected["losses"] - 1))))
     np.testing.assert_allclose(losses, case.expected["losses"], rtol=1e-5)
 
 

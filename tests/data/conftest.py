@@ -1,6 +1,8 @@
 """Small sources to read."""
 
+import multiprocessing
 from collections.abc import Callable, Iterator
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
@@ -35,6 +37,13 @@ def two_sources(write_shards: Callable[..., Shards]) -> dict[str, Shards]:
         "web": write_shards("web", documents_of_random_lengths(0, 120), shards=3),
         "code": write_shards("code", documents_of_random_lengths(1, 50, first=10_000), dtype="uint32"),
     }
+
+
+@pytest.fixture
+def started() -> Callable[[], list[BaseProcess]]:
+    """The processes that this test has started and that live; those that an earlier one left are not its own."""
+    before = multiprocessing.active_children()
+    return lambda: [child for child in multiprocessing.active_children() if child not in before]
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,3 @@
-import multiprocessing
 import pickle
 import shutil
 import sysconfig
@@ -244,12 +243,12 @@ def test_any_number_of_processes_writes_the_same_bytes(two_sources, tmp_path):
     assert contents(two.directory) == built and two.hash == one.hash
 
 
-def test_a_killed_process_ends_the_build_with_an_error(two_sources):
+def test_a_killed_process_ends_the_build_with_an_error(two_sources, started):
     shards = two_sources["web"]
 
     def kill(blocks, total):
         yield next(blocks)
-        multiprocessing.active_children()[0].kill()
+        started()[0].kill()
         yield from blocks
 
     with pytest.raises(MaxlmError, match="a process that builds the packing index was killed"):

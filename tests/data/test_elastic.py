@@ -1,7 +1,6 @@
 """Readers may come and go: the global batch of a step does not depend on who reads which of its rows."""
 
 import json
-import multiprocessing
 from contextlib import closing
 
 import numpy as np
@@ -152,7 +151,7 @@ def test_hosts_that_change_with_every_step_lose_and_repeat_nothing(sources, sche
 
 
 @pytest.mark.parametrize("workers", [0, 1, 2])
-def test_threads_and_worker_processes_read_across_changes_of_shape(sources, workers, monkeypatch):
+def test_threads_and_worker_processes_read_across_changes_of_shape(sources, workers, started, monkeypatch):
     monkeypatch.setattr(order, "BLOCK_TOKENS", BLOCK_TOKENS)  # worker processes know no other size
     sources = {name: Source(name, source.shards, source.config, SEED) for name, source in sources.items()}
     schedule = Layout([Stage(*stage) for stage in STAGES], sources).begin()
@@ -164,4 +163,4 @@ def test_threads_and_worker_processes_read_across_changes_of_shape(sources, work
     assert len(found) == len(source) - 3
     for step, batch in enumerate(found, 3):
         assert_rows(batch, source[step], range(len(batch["tokens"])))
-    assert not multiprocessing.active_children()
+    assert not started()

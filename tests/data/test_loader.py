@@ -1,4 +1,3 @@
-import multiprocessing
 import subprocess
 import sys
 from contextlib import closing
@@ -144,22 +143,22 @@ def test_a_finished_run_reads_nothing(two_sources):
 
 
 @pytest.mark.parametrize("workers", [0, 1, 2])
-def test_threads_and_worker_processes_give_the_same_stream(two_sources, workers):
+def test_threads_and_worker_processes_give_the_same_stream(two_sources, workers, started):
     source = read_steps(two_sources)
     with closing(loader.batches(source, start_step=STEPS - 9, workers=workers, prefetch=3)) as reader:
         read = list(reader)
     assert len(read) == 9
     for step, batch in enumerate(read, STEPS - 9):
         assert_equal(batch, source[step])
-    assert not multiprocessing.active_children()
+    assert not started()
 
 
-def test_closing_early_ends_the_worker_processes(two_sources):
+def test_closing_early_ends_the_worker_processes(two_sources, started):
     reader = loader.batches(read_steps(two_sources, steps=10**6), workers=2, prefetch=4)
     next(reader)
-    assert len(multiprocessing.active_children()) == 2
+    assert len(started()) == 2
     reader.close()
-    assert not multiprocessing.active_children()
+    assert not started()
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -29,7 +29,7 @@ sys.stdin.read()
 """
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def address():
     """A cluster of two nodes with a processor each, started elsewhere than the run."""
     command = [sys.executable, "-c", NODES]
