@@ -7,9 +7,10 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 # Unoptimised programs compile four times faster, and compiles are most of the suite's time.
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
 os.environ["JAX_DEFAULT_MATMUL_PRECISION"] = "highest"
-# Off here (see maxlm/parallel/runtime.py); processes that tests start on one device turn it on.
-os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
+os.environ["NPROC"] = "32"  # threads for the 8 devices (see maxlm/parallel/runtime.py)
+# Tests compile the same programs again and again, and so do the processes that they start.
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(Path(__file__).parent.parent / ".pytest_cache" / "jax")
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.05"
 os.environ["DO_NOT_TRACK"] = "1"
 
 import json  # noqa: E402

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 from pathlib import Path
 
 import jax
@@ -14,11 +15,18 @@ from maxlm.parallel.hardware import GPU_MEMORY_FRACTION
 # accelerator may be whichever.
 NO_TPU = {"TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": "v5p-8"}
 
+# XLA's CPU client has as many threads as cores or devices, or NPROC. One waits for the others of a collective, or for
+# room among the 32 programs in flight of its device; where all wait, XLA ends the process after 40 s (jaxlib 0.10.2:
+# 64 small programs behind a slow one did so on 8 devices with 8, 9 and 12 threads, never with 16 or more).
+THREADS_PER_VIRTUAL_DEVICE = 4
+
 
 def setup(joined: ProcessesConfig | None = None) -> None:
     """Turn on the persistent compilation cache: `JAX_COMPILATION_CACHE_DIR`, else the user's cache directory; with
     `joined`, come together with the other processes of the command first."""
-    # Read when the GPU is first touched.
+    # These two are read when a device is first touched.
+    if virtual := _virtual_devices():
+        os.environ.setdefault("NPROC", str(THREADS_PER_VIRTUAL_DEVICE * virtual))
     os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", str(GPU_MEMORY_FRACTION))
     if joined:
         processes.join(joined)
@@ -32,7 +40,9 @@ def setup(joined: ProcessesConfig | None = None) -> None:
         jax.config.update("jax_compilation_cache_dir", str(Path(home) / "maxlm" / "jax"))
     # The many small programs of a start together cost seconds.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)
-    if jax.default_backend() == "cpu" and jax.device_count() > 1:
-        # A cached program with collectives between virtual CPU devices stops for good in about every third run
-        # (jax 0.10.2, 8 devices on 2 cores); a freshly compiled one does not.
-        jax.config.update("jax_enable_compilation_cache", False)
+
+
+def _virtual_devices() -> int:
+    """How many devices the CPU is to be; 0 if nothing says so."""
+    flag = re.search(r"--xla_force_host_platform_device_count=(\d+)", os.environ.get("XLA_FLAGS", ""))
+    return max(0, jax.config.jax_num_cpu_devices, int(flag[1]) if flag else 0)
