@@ -1,14 +1,17 @@
 """Checkpoints of a run through Orbax: asynchronous, atomic, and readable on any mesh.
 
-`checkpoints/STEP/` holds four items. Their layout is that of the parameters' nested dictionary and of optax's state,
-never of the mesh, and each can be read without the others:
+`checkpoints/STEP/` holds four items, or five. Their layout is that of the parameters' nested dictionary and of optax's
+state, never of the mesh, and each can be read without the others:
 
     params      parameters; a layer's arrays have a leading axis over the repeats of the layer pattern
+    ema         with optimizer.ema the average of the parameters, in float32, as `params` is laid out
     optimizer   moments
     counters    the window of the spike test, the sums since the last line of the metrics, and of a proxy run its domain
                 weights (the other runs have no such entry)
     run         JSON: step, tokens, target_tokens, loader state, rewinds, configuration, manifests and how much
-                text they stand for, tokenizer, and of a proxy run its reference
+                text they stand for, tokenizer, of a proxy run its reference, where it began with the parameters of
+                another model, which one (`init`: path, step, sha256), of a branch where it was taken
+                from, and with an average the updates in it
 
 A directory appears under its final name when everything in it is on disk, so a killed save leaves the checkpoints
 before it as they were.
@@ -16,7 +19,7 @@ before it as they were.
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +31,7 @@ from maxlm.errors import ConfigError, DataError, SaveError
 from maxlm.parallel.agreement import by_first, gather, together, wait_until
 from maxlm.saved import DIRECTORY, FORMAT_VERSION, finished, read_run, read_training
 
-ITEMS = ("params", "optimizer", "counters", "run")
+ITEMS = ("params", "ema", "optimizer", "counters", "run")
 # Most of an array that is stored, and read, together. A layer's parameters are stored apart, an expert's too: an export
 # reads them one after the other, on machines that hold no more.
 CHUNK_BYTES = 2**23
@@ -80,10 +83,12 @@ class Checkpoints:
     def steps(self) -> list[int]:
         return sorted(self._manager.all_steps())
 
-    def save(self, step: int, params: Any, axes: Any, optimizer: Any, counters: Any, run: dict) -> None:
+    def save(
+        self, step: int, params: Any, axes: Any, optimizer: Any, counters: Any, run: dict, average: Any = None
+    ) -> None:
         """Start saving; returns when the arrays are copied from the devices, before they are on disk.
 
-        `axes` has the logical axes of the parameters.
+        `axes` has the logical axes of the parameters; `average` is theirs, if there is one.
         """
         apart = jax.tree.map(lambda _, names: _stored_apart(names), params, axes)
         items = {
@@ -92,7 +97,9 @@ class Checkpoints:
             "counters": ocp.args.PyTreeSave(counters),
             "run": ocp.args.JsonSave({"version": FORMAT_VERSION} | run),
         }
-        self._check_room((params, optimizer, counters))
+        if average is not None:
+            items["ema"] = ocp.args.PyTreeSave(average, save_args=apart)
+        self._check_room((params, average, optimizer, counters))
         self._guard(lambda: self._manager.save(step, args=ocp.args.Composite(**items), force=True))
 
     def wait(self) -> None:
@@ -111,22 +118,12 @@ class Checkpoints:
         Returns: arrays of the items that `abstract` makes of the run's JSON (trees of ShapeDtypeStruct with
         shardings), and the run's JSON.
         """
-        damaged = []
-        for step in reversed(self.steps()):
-            try:
-                with together():  # a process reads its own part: what one cannot read is damaged for all
-                    directory = self.directory / str(step)
-                    found = restore(directory, abstract(read_training(directory)))
-            except DataError as error:
-                damaged.append(step)
-                report(f"{error}; trying the one before")
-            else:
-                self._set_aside(damaged)
-                return found
-        with together():
-            if damaged:
-                raise DataError(f"{self.directory}: none of its {len(damaged)} checkpoints can be read")
-        return None
+        steps = self.steps()
+        if not steps:
+            return None
+        found = restore_last(self.directory, steps, abstract, report)
+        self._set_aside([step for step in steps if step > int(found[1]["step"])])
+        return found
 
     def _set_aside(self, steps: list[int]) -> None:
         """Rename damaged checkpoints to STEP.damaged, since the run will come to their steps again."""
@@ -183,6 +180,25 @@ class Checkpoints:
 def _stored_apart(axes: tuple[str | None, ...]) -> ocp.SaveArgs:
     apart = tuple(number for number, name in enumerate(axes) if name in ("layers", "experts"))
     return ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES, shard_axes=apart)
+
+
+def restore_last(
+    directory: Path, steps: Sequence[int], abstract: Callable[[dict], dict[str, Any]], report: Callable[[str], None]
+) -> tuple[dict[str, Any], dict]:
+    """The last of some checkpoints, ascending, that can be read; those that cannot are reported, and stay as they are.
+
+    Returns what `Checkpoints.restore_newest` does; raises `DataError` where none can be read.
+    """
+    for step in reversed(steps):
+        try:
+            with together():  # a process reads its own part: what one cannot read is damaged for all
+                return restore(directory / str(step), abstract(read_training(directory / str(step))))
+        except DataError as error:
+            if len(steps) == 1:
+                raise
+            report(f"{error}; trying the one before")
+    with together():
+        raise DataError(f"{directory}: none of its {len(steps)} checkpoints can be read")
 
 
 def restore(directory: Path, abstract: dict[str, Any]) -> tuple[dict[str, Any], dict]:

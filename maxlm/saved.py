@@ -9,6 +9,15 @@ configuration, manifests and loader state
     stop_ids   tokens that end a text, the end of a document first
     tokenizer  as in a run; null where the model came without one that can be read
 
+That of an average of checkpoints likewise. Its JSON is that of the last of them without the loader state, and has
+
+    averaged   the run's directory, and the steps whose parameters' mean it holds
+
+That of a branch has in all its checkpoints
+
+    forked     from (the run's directory), from_step, parent (its name, and a hash of the checkpoint's JSON), and the
+               changes of the configuration that were recorded
+
 Nothing of jax is imported, so that a command that only looks answers at once.
 """
 
@@ -22,6 +31,8 @@ from maxlm.errors import ConfigError, DataError
 
 DIRECTORY = "checkpoints"
 FORMAT_VERSION = 1
+EMA_UPDATES = "ema_updates"  # in that JSON: the updates in the average of the parameters, where a run keeps one
+PARAMS, EMA = "params", "ema"  # items of a checkpoint: parameters, and the average of them
 RUN_JSON = "run/metadata"  # where Orbax writes a JSON item that is called `run`
 TOKENIZER = "tokenizer"  # folder of a run directory
 
@@ -37,6 +48,14 @@ class Saved(NamedTuple):
     @property
     def tokenizer_dir(self) -> Path:
         return self.directory.parents[1] / TOKENIZER
+
+    def check_weights(self, weights: str) -> None:
+        """Raise `ConfigError` where the checkpoint has no such parameters: PARAMS, or EMA."""
+        if weights == EMA and EMA_UPDATES not in self.run:
+            raise ConfigError(
+                f"{self.directory}: holds no average of the parameters, which a run keeps with optimizer.ema; choose "
+                "the weights params"
+            )
 
     @property
     def stop_ids(self) -> tuple[int, ...]:
@@ -83,11 +102,16 @@ def read_run(directory: Path) -> dict[str, Any]:
 
 
 def read_training(directory: Path) -> dict[str, Any]:
-    """`read_run` for what needs a run that was trained; raises `ConfigError` for an imported model."""
+    """`read_run` for what needs a run that was trained; raises `ConfigError` for an imported model and an average."""
     run = read_run(directory)
     if "config" not in run:
         raise ConfigError(
             f"{directory}: an imported model, which has no data and no training; expected a run of maxlm train"
+        )
+    if "averaged" in run:
+        raise ConfigError(
+            f"{directory}: an average of checkpoints of {run['averaged']['run']}, which has parameters and no moments "
+            "to go on with; expected a run of maxlm train"
         )
     return run
 

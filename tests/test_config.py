@@ -58,6 +58,9 @@ def message_of(call: Callable, *arguments: object) -> str:
         ("data.dynamic={name: doremi, reference: a, step_sise: 1}", "data.dynamic.step_sise", "data.dynamic.step_size"),
         ("data.dynamic={name: online, every_step: 10}", "data.dynamic.every_step", "data.dynamic.every_steps"),
         ("model.weight_decay=0", "model.weight_decay", "optimizer.weight_decay"),
+        ("init={from: a, vocabluary: same}", "init.vocabluary", "init.vocabulary"),
+        ("init={frm: a}", "init.frm", "init.from"),
+        ("init={from: a, path: b}", "init.path", "data.sources.path"),
     ],
 )
 def test_unknown_key_names_the_nearest(load_text: Load, override: str, unknown: str, nearest: str) -> None:
@@ -107,6 +110,12 @@ def test_unknown_key_near_nothing_lists_what_is_known(load_text: Load) -> None:
         ("model.rope.scaling={factor: 8}", "missing key 'model.rope.scaling.name'"),
         ("model.rope.scaling={name: cubic, factor: 8}", "model.rope.scaling.name: found 'cubic'; "),
         ("schedule.name=inverse_sqrt", "inverse_sqrt needs warmup_tokens above 0"),
+        ("schedule.initial_ratio=0.1", "initial_ratio needs warmup_tokens above 0, in which the rate rises; found 0.1"),
+        ("init.rows=mean", "missing key 'init.from'"),
+        (
+            "init={from: a, rows: zeros}",
+            "init.rows: found 'zeros'; input should be 'pieces', 'scaled_pieces', 'mean' or 'random'",
+        ),
         ("train=null", "train: found None"),
         ("data.dynamic={name: random}", "data.dynamic.name: found 'random'; expected one of 'doremi', 'online'"),
         (
@@ -247,6 +256,13 @@ def test_yaml_of_a_configuration_loads_to_itself(load_text: Load) -> None:
     overrides = ["model.window=[8, null]", "remat.policy=[query, mlp_up]", "optimizer.lr=1e-7", "checkpoint.keep=3"]
     config = load_text(BASE, *overrides, "logging.profile={start_step: 3}", "data.validation={web: {path: c}}")
     assert load_text(to_yaml(config)) == config
+
+
+def test_a_key_that_python_has_for_itself_is_written_as_it_is_read(load_text: Load) -> None:
+    config = load_text(BASE, "init.from=runs/base", "init.optimizer=kept")
+    assert config.init.path == "runs/base" and config.model_dump(mode="json")["init"]["from"] == "runs/base"
+    assert load_text(to_yaml(config)) == config and "  from: runs/base\n" in to_yaml(config)
+    assert "from" in json_schema()["$defs"]["InitConfig"]["properties"]
 
 
 @pytest.mark.parametrize("path", sorted(RUNS.glob("*.yaml")), ids=lambda path: path.stem)

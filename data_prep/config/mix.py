@@ -18,7 +18,7 @@ class BucketConfig(Section):
 
 
 class UpsampleConfig(Section):
-    by: Name = Field(description="Column that decides: of numbers, such as prose_rank or cluster_size, or of labels.")
+    by: Name = Field(description="Column that decides: of numbers, such as bytes or prose_rank, or of labels.")
     buckets: list[BucketConfig] = Field([], description="Copies by a number; every value must lie in a bucket.")
     labels: dict[str, Annotated[Factor, Field(ge=0)]] = Field(
         {}, description="Copies by a label, such as the topic that a model found."

@@ -18,7 +18,7 @@ from maxlm.config.data import (
     SourceConfig,
     StageConfig,
 )
-from maxlm.config.files import json_schema, load, read, to_yaml, validate
+from maxlm.config.files import as_yaml, json_schema, load, read, to_yaml, validate
 from maxlm.config.model import LatentConfig, ModelConfig, MoeConfig
 from maxlm.config.rope import (
     DynamicScaling,
@@ -38,6 +38,7 @@ from maxlm.config.sections import (
     EvalConfig,
     FaultsConfig,
     HardwareConfig,
+    InitConfig,
     KernelsConfig,
     LoggingConfig,
     LossConfig,

@@ -87,6 +87,11 @@ class SourceConfig(Section):
 
 class HeldOutConfig(Section):
     path: str = Field(description=SHARDS)
+    domain: Literal["old", "new"] | None = Field(
+        None,
+        description="Whether it is of what the model knew before this run (old) or of what it is to learn (new), which "
+        "the report compares; null for neither.",
+    )
 
 
 class StageConfig(Section):

@@ -52,7 +52,7 @@ def _locate(loc: tuple, schema: type[Section]) -> tuple[str, type[Section]]:
             break
         if isinstance(annotation, type) and issubclass(annotation, Section):
             section = annotation
-            field = section.model_fields.get(part)
+            field = section.fields_by_key().get(part)
             annotation = field.annotation if field else None
         elif get_origin(annotation) in (dict, list):
             annotation = get_args(annotation)[-1]
@@ -90,7 +90,7 @@ def _section_of(annotation: Any) -> type[Section] | None:
 
 def _all_keys(schema: type[Section], prefix: str = "") -> list[str]:
     keys = []
-    for name, field in schema.model_fields.items():
+    for name, field in schema.fields_by_key().items():
         keys.append(prefix + name)
         if (inner := _section_of(field.annotation)) is not None:
             keys += _all_keys(inner, f"{prefix}{name}.")
@@ -100,7 +100,7 @@ def _all_keys(schema: type[Section], prefix: str = "") -> list[str]:
 def _nearest(key: str, section: type[Section], schema: type[Section]) -> str:
     """Name the nearest key by the spelling of its last part: in the same section, else anywhere."""
     prefix, _, last = key.rpartition(".")
-    siblings = list(section.model_fields)
+    siblings = list(section.fields_by_key())
     if close := difflib.get_close_matches(last, siblings, 1):
         return f"the nearest is '{prefix + '.' if prefix else ''}{close[0]}'"
     # Of keys that end alike the first one is named.

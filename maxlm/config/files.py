@@ -50,7 +50,12 @@ def validate(values: Any, schema: type[S], where: str) -> S:
 
 def to_yaml(config: Section) -> str:
     """The resolved configuration, as it stands in a run directory."""
-    return OmegaConf.to_yaml(OmegaConf.create(config.model_dump(mode="json")))
+    return as_yaml(config.model_dump(mode="json"))
+
+
+def as_yaml(values: dict[str, Any]) -> str:
+    """Plain values as a file that `load` reads, and `extends` may name."""
+    return OmegaConf.to_yaml(OmegaConf.create(values))
 
 
 def json_schema(schema: type[Section] = Config) -> dict:

@@ -3,12 +3,21 @@
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic.fields import FieldInfo
 
 
 class Section(BaseModel):
-    """Base of every configuration section: immutable, no unknown keys, no infinities."""
+    """Base of every configuration section: immutable, no unknown keys, no infinities.
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    A key that Python has for itself is the alias of a field; everything written and told says the key.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, serialize_by_alias=True)
+
+    @classmethod
+    def fields_by_key(cls) -> dict[str, FieldInfo]:
+        """The fields by the keys that a file has for them."""
+        return {field.alias or name: field for name, field in cls.model_fields.items()}
 
 
 def _not_bool(value: Any) -> Any:

@@ -180,7 +180,13 @@ class OptimizerConfig(Section):
     weight_decay: Real = Field(0.1, ge=0, description="Decoupled decay of matrices, times the learning rate.")
     clip_norm: Real | None = Field(1.0, gt=0, description="Largest global gradient norm; null for no clipping.")
     offload: Literal["host"] | None = Field(
-        None, description="host keeps the moments in the hosts' memory and brings them in for the update."
+        None,
+        description="host keeps the moments, and the average, in the hosts' memory and brings them in for the update.",
+    )
+    ema: Decay | None = Field(
+        None,
+        description="Decay per step of an average of the parameters that is kept beside them, evaluated and saved; "
+        "null for none.",
     )
 
 
@@ -188,7 +194,12 @@ class ScheduleConfig(Section):
     name: Literal["constant", "cosine", "linear", "inverse_sqrt", "wsd"] = Field(
         "cosine", description="Shape of the learning rate after warm-up, over tokens."
     )
-    warmup_tokens: Annotated[Integer, Field(ge=0)] = Field(0, description="Linear warm-up from 0, in slots.")
+    warmup_tokens: Annotated[Integer, Field(ge=0)] = Field(
+        0, description="Linear warm-up from initial_ratio to the peak, in slots."
+    )
+    initial_ratio: Fraction = Field(
+        0.0, description="Learning rate from which the warm-up rises as a share of the peak; above 0 to warm up again."
+    )
     decay_tokens: Tokens | None = Field(
         None, description="Length of the final linear decay of wsd, in slots; null for a tenth of the run."
     )
@@ -198,6 +209,41 @@ class ScheduleConfig(Section):
     def _check(self) -> "ScheduleConfig":
         if self.name == "inverse_sqrt" and not self.warmup_tokens:
             raise ValueError("inverse_sqrt needs warmup_tokens above 0: the rate falls as sqrt(warmup_tokens / tokens)")
+        if self.initial_ratio and not self.warmup_tokens:
+            raise ValueError(
+                f"initial_ratio needs warmup_tokens above 0, in which the rate rises; found {self.initial_ratio} and 0"
+            )
+        return self
+
+
+class InitConfig(Section):
+    path: str = Field(
+        alias="from",
+        description="Where the first parameters are: a run or one of its checkpoints, an imported model, or a Hugging "
+        "Face folder.",
+    )
+    weights: Literal["params", "ema"] = Field(
+        "params", description="The parameters there, or the average of them that a run with optimizer.ema kept."
+    )
+    vocabulary: Literal["same", "extended"] = Field(
+        "same",
+        description="Whether the tokenizer of the data is the model's own, or one that maxlm-prep's tokenizer.extend "
+        "made of it.",
+    )
+    rows: Literal["pieces", "scaled_pieces", "mean", "random"] = Field(
+        "pieces",
+        description="How embedding and output of a new piece start in an extended vocabulary: as the mean of the rows "
+        "of the old pieces that it replaces, as that mean made as small as a row at random (for a model that does not "
+        "know those pieces), as the mean of all old rows, or at random as this run would.",
+    )
+    optimizer: Literal["fresh", "kept"] = Field(
+        "fresh", description="Whether the moments start at zero, or as the run that from names left them."
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> "InitConfig":
+        if self.optimizer == "kept" and self.weights == "ema":
+            raise ValueError("optimizer must be fresh with weights ema: the moments are those of the parameters")
         return self
 
 
@@ -221,9 +267,33 @@ class CheckpointConfig(Section):
     keep_every_steps: Count | None = Field(5000, description="Steps between checkpoints that are kept for good.")
 
 
+class TasksConfig(Section):
+    names: tuple[str, ...] = Field(
+        min_length=1, description="Tasks, groups or tags of lm-eval; * stands for anything in a name."
+    )
+    folder: str | None = Field(
+        None, description="Directory with tasks of one's own, whose functions run here; null for lm-eval's alone."
+    )
+    every_steps: Count | None = Field(None, description="Steps between evaluations on them; null for eval.every_steps.")
+    limit: Count | None = Field(None, description="Questions of each task, the first ones; null for all.")
+    shots: Annotated[Integer, Field(ge=0)] | None = Field(
+        None, description="Examples before a question; null for as many as each task says."
+    )
+
+
 class EvalConfig(Section):
     every_steps: Count | None = Field(1000, description="Steps between evaluations; null for the end alone.")
     sequences: Count | None = Field(512, description="Sequences per held-out source; null for all.")
+    knowledge: dict[Name, str] = Field(
+        {},
+        description="Files of questions by name, asked at every evaluation (maxlm/evaluate/questions.py has the form).",
+    )
+    tasks: TasksConfig | None = Field(None, description="Tasks of lm-eval that the model is asked; null for none.")
+
+    @property
+    def task_steps(self) -> int | None:
+        """Steps between evaluations on tasks."""
+        return self.every_steps if self.tasks is None else self.tasks.every_steps or self.every_steps
 
 
 class ProfileConfig(Section):
@@ -265,6 +335,9 @@ class Config(Section):
     hardware: HardwareConfig = Field(HardwareConfig(), description="What plan plans for.")
     optimizer: OptimizerConfig = Field(OptimizerConfig(), description="Optimizer.")
     schedule: ScheduleConfig = Field(ScheduleConfig(), description="Learning rate over tokens.")
+    init: InitConfig | None = Field(
+        None, description="Parameters of another model to start from; null for this run's own random ones."
+    )
     faults: FaultsConfig = Field(FaultsConfig(), description="What happens on spikes and values that are not finite.")
     checkpoint: CheckpointConfig = Field(CheckpointConfig(), description="Saving.")
     eval: EvalConfig = Field(EvalConfig(), description="Evaluation during training.")
@@ -285,6 +358,12 @@ class Config(Section):
     def total_tokens(self) -> int:
         """Length of the run in slots."""
         return self.train.total_tokens or sum(stage.tokens for stage in self.data.mixture)
+
+    @property
+    def made_for(self) -> int:
+        """Longest sequence in tokens that the model is made for."""
+        length = self.model.context_length or self.data.seq_len
+        return min(length, self.model.learned_positions or length)
 
     @property
     def shapes(self) -> list[tuple[int, int]]:

@@ -135,6 +135,22 @@ class Tokenizer:
         one, two = (json.loads(tokenizer._library.to_str()) | {"post_processor": None} for tokenizer in (self, other))
         return one == two
 
+    def extends(self, old: "Tokenizer", extension: Extension) -> bool:
+        """Whether this tokenizer is `old` with the new pieces of its extension.json: by the hash there, or else by what
+        both files say, but for the tokens that are put around a text."""
+        if extension.old_hash == old.entry.hash:
+            return True
+        if not self.entry.kind == old.entry.kind == "tokenizers":
+            return False
+        mine, other = (json.loads(one._library.to_str()) | {"post_processor": None} for one in (self, old))
+        if not {"vocab", "merges"} <= mine["model"].keys() & other["model"].keys():
+            return False
+        # An extended vocabulary has the added tokens in it as well, and its new merges behind the old ones.
+        other["model"]["vocab"] |= {token["content"]: token["id"] for token in other["added_tokens"]}
+        kept = {piece: number for piece, number in mine["model"]["vocab"].items() if number < extension.old_vocab_size}
+        mine["model"] |= {"vocab": kept, "merges": mine["model"]["merges"][: len(other["model"]["merges"])]}
+        return mine == other
+
     def encode(self, text: str, special: bool = False) -> list[int]:
         """Ids of the text alone, without BOS and EOS; special tokens in the text are ordinary text, unless `special`
         says that they are themselves, as in what a chat template writes."""

@@ -1,5 +1,6 @@
 """Parameters and floating-point operations, counted from the model's own abstract tree."""
 
+import functools
 import math
 from collections.abc import Iterator
 
@@ -35,10 +36,11 @@ def active_parameter_count(config: ModelConfig) -> int:
     return sum(size for _, size in _active(config))
 
 
+@functools.cache
 def matmul_parameter_count(config: ModelConfig) -> int:
     """Parameters that multiply a token: of the active ones all matrices but the embedding look-up.
 
-    A tied table counts once.
+    A tied table counts once. Kept, since every step of a run asks, and to trace the model takes 15 ms and more.
     """
     matrices = sum(size for names, size in _active(config) if is_matrix(names))
     return matrices + config.tie_embeddings * config.vocab_size * config.embed_dim

@@ -26,6 +26,7 @@ class TokenLosses(NamedTuple):
     log_partition_BC: jax.Array
     logits_BCV: jax.Array
     is_target_BCV: jax.Array
+    likeliest_BC: jax.Array  # bool, whether no token is likelier than the target
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6, 7))
@@ -100,6 +101,22 @@ def _backward(chunk: int, z_loss: float, softcap: float | None, per_token: bool,
 cross_entropy.defvjp(_forward, _backward)
 
 
+def target_losses(x_BSD, output_DV, targets_BS, weights_BS, chunk: int, softcap: float | None):
+    """Of every target, in nats, its negative log-likelihood, float32 [B, S], and whether no token is likelier, bool
+    [B, S]; 0 and true where the weight is 0. Computed in parts like `cross_entropy`, and not to be differentiated."""
+
+    def run(x_BSD, output_DV, targets_BS, weights_BS):
+        def step(_, inputs):
+            x_BCD, targets_BC, weights_BC = inputs
+            found = token_losses(_silenced(x_BCD, weights_BC), output_DV, targets_BC, softcap)
+            return None, (of_targets(found.nll_BC, weights_BC), found.likeliest_BC | (weights_BC == 0))
+
+        chunks = tuple(_chunked(array, chunk) for array in (x_BSD, targets_BS, weights_BS))
+        return tuple(_joined(part, weights_BS) for part in jax.lax.scan(step, None, chunks)[1])
+
+    return manual(run, (HIDDEN, OUTPUT, TOKENS, TOKENS), (TOKENS, TOKENS))(x_BSD, output_DV, targets_BS, weights_BS)
+
+
 def token_losses(x_BCD, output_DV, targets_BC, softcap: float | None) -> TokenLosses:
     """Losses of positions, whose hidden states these are, against this device's part of the vocabulary."""
     axes = split_axes("vocab")
@@ -114,7 +131,8 @@ def token_losses(x_BCD, output_DV, targets_BC, softcap: float | None) -> TokenLo
     target_BC = jnp.sum(jnp.where(is_target_BCV, logits_BCV, 0.0), axis=-1)
     partition_BC, target_BC = jax.lax.psum((partition_BC, target_BC), axes)
     log_partition_BC = largest_BC + jnp.log(partition_BC)
-    return TokenLosses(log_partition_BC - target_BC, log_partition_BC, logits_BCV, is_target_BCV)
+    likeliest_BC = target_BC >= largest_BC
+    return TokenLosses(log_partition_BC - target_BC, log_partition_BC, logits_BCV, is_target_BCV, likeliest_BC)
 
 
 def _d_logits(found: TokenLosses, weights_BC, z_loss: float, softcap: float | None) -> jax.Array:

@@ -15,6 +15,7 @@ from maxlm.model.counts import (
     parameter_count,
     parameters_by_part,
 )
+from maxlm.model.decoder import abstract
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -146,3 +147,11 @@ def test_mixtral_8x7b_has_46_7_billion_parameters_of_which_a_token_meets_12_9() 
     others = 2 * 32000 * embed + (2 * layers + 1) * embed + layers * (attention + embed * 8)
     assert parameter_count(config) == others + layers * 8 * expert == 46_702_792_704
     assert active_parameter_count(config) == others + layers * 2 * expert == 12_879_925_248
+
+
+def test_what_every_step_asks_is_counted_once(monkeypatch):
+    """Counting traces the model, for which a step has no time."""
+    config, traced = model_config(embed_dim=24), []
+    monkeypatch.setattr("maxlm.model.counts.abstract", lambda config: traced.append(config) or abstract(config))
+    assert flops_per_token(config, 16) == flops_per_token(config, 16) < flops_per_token(config, 32)
+    assert len(traced) == 1
