@@ -10,6 +10,10 @@ write, so a killed process loses nothing that was logged, and `flush` makes it s
         metrics.log_eval({"step": 10, "source": "web", "loss": 9.9, "bits_per_byte": 3.1})
         metrics.flush()
 
+A line of eval.jsonl is of a held-out `source`, as above, or of a `task`, whose figures are in `metrics`, their standard
+errors in `stderr`, and what makes them comparable in `settings`. Where it is not the parameters that were measured but
+an average of them, `weights` says which: "ema".
+
 metrics.jsonl and eval.jsonl follow the state of the run: resuming from a checkpoint, or rewinding to one, drops the
 lines after its step. events.jsonl is history and keeps everything.
 """
@@ -26,6 +30,8 @@ from maxlm.errors import DataError, SaveError
 from maxlm.saved import sync_directory
 
 METRICS, EVAL, EVENTS = "metrics.jsonl", "eval.jsonl", "events.jsonl"
+TENSORBOARD, OUTSIDE = "tensorboard", "evaluated"  # the second a folder in the first, of what commands measured
+APPEND = os.O_WRONLY | os.O_APPEND | os.O_CREAT
 
 
 class MetricsWriter:
@@ -61,13 +67,12 @@ class MetricsWriter:
         plain = self._append(METRICS, line)
         for key, value in plain.items():
             if isinstance(value, dict):
-                self._scalars(key, value, plain["step"])
-        self._scalars("train", plain, plain["step"])
+                _draw(self._summary, key, value, plain["step"])
+        _draw(self._summary, "train", plain, plain["step"])
 
     def log_eval(self, line: Mapping[str, Any]) -> None:
-        """Append the result of one held-out `source` to eval.jsonl; `line` has an int `step`."""
-        plain = self._append(EVAL, line)
-        self._scalars(f"eval/{plain.get('source', 'all')}", plain, plain["step"])
+        """Append the result of one held-out `source` or one `task` to eval.jsonl; `line` has an int `step`."""
+        _draw_eval(self._summary, self._append(EVAL, line))
 
     def log_event(self, kind: str, step: int, **fields: Any) -> None:
         """Append something that happened to events.jsonl, with the UTC time."""
@@ -77,10 +82,7 @@ class MetricsWriter:
     def flush(self) -> None:
         """Force everything to disk; called before a checkpoint starts, so that no checkpoint outlives its metrics."""
         for name, file in self._files.items():
-            try:
-                os.fsync(file)
-            except OSError as error:
-                raise SaveError(f"{self.run_dir / name}: cannot be written ({error})") from None
+            _sync(self.run_dir / name, file)
         if self._summary:
             self._summary.flush()
 
@@ -119,37 +121,88 @@ class MetricsWriter:
 
     def _open(self, resume_step: int | None) -> None:
         # Descriptors rather than buffered files: a line is one system call, whole for readers of the live file.
-        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
-        self._files = {name: os.open(self.run_dir / name, flags, 0o666) for name in (METRICS, EVAL, EVENTS)}
+        self._files = {name: os.open(self.run_dir / name, APPEND, 0o666) for name in (METRICS, EVAL, EVENTS)}
         if self._tensorboard:
             from tensorboardX import SummaryWriter
 
             purge_step = None if resume_step is None else resume_step + 1
-            self._summary = SummaryWriter(str(self.run_dir / "tensorboard"), purge_step=purge_step)
+            self._summary = SummaryWriter(str(self.run_dir / TENSORBOARD), purge_step=purge_step)
 
     def _append(self, name: str, line: Mapping[str, Any]) -> dict[str, Any]:
         """Write one line; returns it as plain Python values."""
-        nonfinite: list[str] = []
-        plain = _plain("", line, nonfinite)
-        if type(plain.get("step")) is not int:
-            raise TypeError(f"step: expected an int, found {plain.get('step')!r}")
-        if not self._write:
-            return plain
-        data = json.dumps(plain | ({"nonfinite": nonfinite} if nonfinite else {}), allow_nan=False).encode() + b"\n"
-        try:
-            written = os.write(self._files[name], data)
-        except OSError as error:
-            raise SaveError(f"{self.run_dir / name}: cannot be written ({error})") from None
-        if written != len(data):
-            raise SaveError(f"{self.run_dir / name}: cannot be written (the disk took {written} of {len(data)} bytes)")
+        plain, data = _encode(line)
+        if self._write:
+            _write(self.run_dir / name, self._files[name], data)
         return plain
 
-    def _scalars(self, prefix: str, values: Mapping[str, Any], step: int) -> None:
-        if not self._summary:
-            return
-        for key, value in values.items():
-            if isinstance(value, int | float) and key != "step":
-                self._summary.add_scalar(f"{prefix}/{key}", value, step)
+
+def append_eval(run_dir: str | Path, line: Mapping[str, Any], tensorboard: bool, name: str = EVAL) -> None:
+    """Append a line to eval.jsonl (or to another file of the directory) from outside the run, which may be writing
+    there at the same time; it is on disk when this returns. Raises `SaveError` where it cannot be written.
+
+    TensorBoard follows the newest file of a folder alone: what is measured outside has a folder of its own, so that
+    the curves of a run under way go on.
+    """
+    path = Path(run_dir) / name
+    plain, data = _encode(line)
+    try:
+        _mend(path)
+        file = os.open(path, APPEND, 0o666)
+    except OSError as error:
+        raise SaveError(f"{path}: cannot be written ({error})") from None
+    try:
+        _write(path, file, data)
+        _sync(path, file)
+    finally:
+        os.close(file)
+    if tensorboard:
+        from tensorboardX import SummaryWriter
+
+        with SummaryWriter(str(Path(run_dir) / TENSORBOARD / OUTSIDE)) as summary:
+            _draw_eval(summary, plain)
+
+
+def _encode(line: Mapping[str, Any]) -> tuple[dict[str, Any], bytes]:
+    """A line as plain Python values, and as the bytes of a file."""
+    nonfinite: list[str] = []
+    plain = _plain("", line, nonfinite)
+    if type(plain.get("step")) is not int:
+        raise TypeError(f"step: expected an int, found {plain.get('step')!r}")
+    return plain, json.dumps(plain | ({"nonfinite": nonfinite} if nonfinite else {}), allow_nan=False).encode() + b"\n"
+
+
+def _write(path: Path, file: int, data: bytes) -> None:
+    try:
+        written = os.write(file, data)
+    except OSError as error:
+        raise SaveError(f"{path}: cannot be written ({error})") from None
+    if written != len(data):
+        raise SaveError(f"{path}: cannot be written (the disk took {written} of {len(data)} bytes)")
+
+
+def _sync(path: Path, file: int) -> None:
+    try:
+        os.fsync(file)
+    except OSError as error:
+        raise SaveError(f"{path}: cannot be written ({error})") from None
+
+
+def _draw_eval(summary: Any, line: Mapping[str, Any]) -> None:
+    kind, values = ("task", line.get("metrics") or {}) if "task" in line else ("eval", line)
+    weights = f" ({line['weights']})" if "weights" in line else ""
+    _draw(summary, f"{kind}/{line.get(kind, line.get('source', 'all'))}{weights}", values, line["step"])
+
+
+def _draw(summary: Any, prefix: str, values: Mapping[str, Any], step: int) -> None:
+    """Give the numbers of `values` to TensorBoard, where there is one (`summary` is not None)."""
+    if summary is None:
+        return
+    from tensorboardX.proto.summary_pb2 import Summary
+
+    # Not add_scalar, which makes underscores of spaces and brackets.
+    found = [(key, value) for key, value in values.items() if isinstance(value, int | float) and key != "step"]
+    scalars = [Summary.Value(tag=f"{prefix}/{key}", simple_value=value) for key, value in found]
+    summary.file_writer.add_summary(Summary(value=scalars), step)
 
 
 class Goodput:
@@ -191,6 +244,22 @@ def _complete_lines(path: Path) -> Iterator[tuple[dict[str, Any], bytes]]:
                 yield line, data if data.endswith(b"\n") else data + b"\n"
             else:
                 damaged = number
+
+
+def _mend(path: Path) -> None:
+    """Complete or drop what a killed writer left of a last line; in place, since a run under way has the file open."""
+    if not path.exists() or not path.stat().st_size:
+        return
+    with open(path, "r+b") as file:
+        *_, last = file
+        if last.endswith(b"\n"):
+            return
+        try:
+            json.loads(last)
+        except ValueError:
+            file.truncate(file.tell() - len(last))
+        else:
+            file.write(b"\n")
 
 
 def _keep(path: Path, wanted: Callable[[dict[str, Any]], bool]) -> None:

@@ -16,10 +16,11 @@ import statistics
 import sys
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Self, TypeVar
 
 T = TypeVar("T")
+Track = Callable[..., Iterable]  # what passes on items and shows their progress, as `track` below
 
 QUIET_SECONDS = 2.0  # what is over sooner shows no progress
 PLAIN_SECONDS = 30.0  # between two plain lines of `track`
@@ -77,6 +78,7 @@ class Progress:
         self._timer = StepTimer()
         self._line: Mapping[str, Any] = {"step": start_step}
         self._deadline: float | None = None
+        self._doing = ""  # what keeps the steps waiting
         self._live = None
 
     def __enter__(self) -> Self:
@@ -115,8 +117,27 @@ class Progress:
         elif self._shown:
             print(text, file=sys.stderr, flush=True)
 
+    def track(self, iterable: Iterable[T], description: str, total: int | None = None, unit: str = "") -> Iterator[T]:
+        """Yield from `iterable`, showing its progress in place of the run's; what comes of it is left to a note."""
+        began = printed = time.monotonic()
+        total = _total(iterable, total)
+        try:
+            for done, item in enumerate(iterable, 1):
+                yield item
+                now = time.monotonic()
+                if self._live:
+                    self._doing = _track_line(description, done, total, now - began, unit)
+                elif self._shown and now - printed >= PLAIN_SECONDS:
+                    printed = now
+                    print(_track_line(description, done, total, now - began, unit), file=sys.stderr, flush=True)
+        finally:
+            self._doing = ""
+
     def _render(self):
         from rich.text import Text
+
+        if self._doing:
+            return Text.assemble((f"{self.name}  ", "bold"), self._doing, no_wrap=True, overflow="ellipsis")
 
         left = None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
         width = self._live.console.width if self._live else 80
@@ -162,8 +183,7 @@ def track(iterable: Iterable[T], description: str, total: int | None = None, uni
 
     With a `unit`, what an item is one of, the rate is shown too.
     """
-    if total is None and hasattr(iterable, "__len__"):
-        total = len(iterable)
+    total = _total(iterable, total)
     began = printed = time.monotonic()
     bar, task, done = None, None, 0
     try:
@@ -187,6 +207,15 @@ def track(iterable: Iterable[T], description: str, total: int | None = None, uni
     seconds = time.monotonic() - began
     if bar is None and seconds >= QUIET_SECONDS:
         print(_track_line(description, done, done, seconds, unit), file=sys.stderr, flush=True)
+
+
+def untracked(iterable: Iterable[T], description: str, total: int | None = None, unit: str = "") -> Iterable[T]:
+    """In place of `track` where nothing is shown."""
+    return iterable
+
+
+def _total(iterable: Iterable, total: int | None) -> int | None:
+    return len(iterable) if total is None and hasattr(iterable, "__len__") else total
 
 
 def _track_line(description: str, done: int, total: int | None, seconds: float, unit: str) -> str:

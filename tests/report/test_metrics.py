@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from maxlm.errors import DataError, SaveError
-from maxlm.report.metrics import EVAL, EVENTS, METRICS, Goodput, MetricsWriter, read_lines
+from maxlm.report.metrics import EVAL, EVENTS, METRICS, Goodput, MetricsWriter, append_eval, read_lines
 
 FLOATS = [1 / 3, 0.1, -0.0, 1e-45, 1.1754944e-38, 3.4028235e38, 1 + 2**-23, 16777217.0, 2.0**-149]
 
@@ -188,12 +188,13 @@ def test_empty_files_are_a_new_run(tmp_path):
     assert steps_of(tmp_path / METRICS) == [1]
 
 
-def summaries(run_dir) -> list[tuple[int, str, float]]:
+def summaries(folder) -> list[tuple[int, str, float]]:
     """(step, tag, value) in the order they were written; a purge stands as (step, "purge", 0)."""
     from tensorboardX.proto.event_pb2 import Event
 
     found = []
-    for path in sorted((run_dir / "tensorboard").iterdir(), key=lambda path: path.stat().st_mtime_ns):
+    files = [path for path in folder.iterdir() if path.is_file()]
+    for path in sorted(files, key=lambda path: path.stat().st_mtime_ns):
         data = path.read_bytes()
         while data:
             (size,) = struct.unpack("<Q", data[:8])
@@ -209,7 +210,7 @@ def test_tensorboard_holds_what_the_lines_hold(tmp_path):
     with writer(tmp_path, tensorboard=True) as metrics:
         metrics.log({"step": 10, "loss": 1.5, "mfu": None, "loss_by_source": {"web": 2.5}, "tokens": 64})
         metrics.log_eval({"step": 10, "source": "code", "loss": 0.5})
-    assert sorted(summaries(tmp_path)) == [
+    assert sorted(summaries(tmp_path / "tensorboard")) == [
         (10, "eval/code/loss", 0.5),
         (10, "loss_by_source/web", 2.5),
         (10, "train/loss", 1.5),
@@ -222,7 +223,57 @@ def test_tensorboard_forgets_the_steps_that_are_done_again(tmp_path):
         metrics.log({"step": 10, "loss": 1.5})
     with writer(tmp_path, resume_step=5, tensorboard=True) as metrics:
         metrics.log({"step": 10, "loss": 1.25})
-    assert (6, "purge", 0.0) in summaries(tmp_path)
+    assert (6, "purge", 0.0) in summaries(tmp_path / "tensorboard")
+
+
+TASK = {"step": 10, "tokens": 64, "task": "rivers", "metrics": {"acc": 0.25, "acc_norm": None, "mean": 0.5}, "items": 8}
+
+
+def test_tensorboard_names_tasks_by_their_metrics_and_tells_averages_apart(tmp_path):
+    with writer(tmp_path, tensorboard=True) as metrics:
+        metrics.log_eval({"step": 10, "source": "web", "loss": 0.5, "weights": "ema"})
+        metrics.log_eval(TASK | {"stderr": {"acc": 0.125}, "settings": {"limit": 8}})
+        metrics.log_eval(TASK | {"weights": "ema"})
+    assert sorted(summaries(tmp_path / "tensorboard")) == [
+        (10, "eval/web (ema)/loss", 0.5),
+        (10, "task/rivers (ema)/acc", 0.25),
+        (10, "task/rivers (ema)/mean", 0.5),
+        (10, "task/rivers/acc", 0.25),
+        (10, "task/rivers/mean", 0.5),
+    ]
+
+
+def test_a_line_from_outside_stands_among_those_of_a_run_under_way(tmp_path):
+    with writer(tmp_path, tensorboard=True) as metrics:
+        metrics.log_eval({"step": 5, "source": "web", "loss": 1.0})
+        append_eval(tmp_path, TASK, tensorboard=True)
+        append_eval(tmp_path, TASK | {"step": np.int64(5)}, tensorboard=False)
+        metrics.log_eval({"step": 20, "source": "web", "loss": 0.5})
+    assert steps_of(tmp_path / EVAL) == [5, 10, 5, 20]
+    assert read_lines(tmp_path / EVAL)[1] == TASK
+    # A newer file in the run's own folder would end TensorBoard's reading of the run's.
+    assert [tag for _, tag, _ in summaries(tmp_path / "tensorboard")] == ["eval/web/loss"] * 2
+    expected = [(10, "task/rivers/acc", 0.25), (10, "task/rivers/mean", 0.5)]
+    assert summaries(tmp_path / "tensorboard" / "evaluated") == expected
+
+
+@pytest.mark.parametrize("tail", [b'{"step": 9, "lo', b'{"step": 9}'], ids=["half", "all but its newline"])
+def test_a_line_from_outside_comes_behind_whole_lines_alone(tmp_path, tail):
+    log_steps(tmp_path, [1, 2])
+    path = tmp_path / EVAL
+    path.write_bytes(path.read_bytes() + tail)
+    before = path.stat().st_ino
+    append_eval(tmp_path, TASK, tensorboard=False)
+    assert steps_of(path) == [1, 2, *([9] if tail.endswith(b"}") else []), 10]
+    assert path.stat().st_ino == before  # a run under way goes on writing to this very file
+
+
+def test_a_line_from_outside_that_cannot_be_written_is_one_clear_error(tmp_path):
+    (tmp_path / EVAL).symlink_to("/dev/full")
+    with pytest.raises(SaveError, match=r"eval\.jsonl: cannot be written .*No space left"):
+        append_eval(tmp_path, TASK, tensorboard=False)
+    with pytest.raises(SaveError, match=r"eval\.jsonl: cannot be written .*No such file"):
+        append_eval(tmp_path / "missing", TASK, tensorboard=False)
 
 
 def test_goodput_is_productive_over_wall_time():

@@ -1,7 +1,9 @@
 import os
 import pty
+import re
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -96,6 +98,17 @@ def test_of_several_processes_one_speaks(capsys):
     assert capsys.readouterr() == ("", "")
 
 
+def test_what_keeps_the_steps_waiting_is_told_every_half_minute(capsys, monkeypatch):
+    now = iter(range(0, 1000, 20))
+    monkeypatch.setattr(time, "monotonic", lambda: next(now))
+    for shown in (True, False):
+        with Progress("demo", 1950, 0, shown=shown) as progress:
+            assert list(progress.track(iter("abcd"), "scoring facts", 4, "requests")) == list("abcd")
+        expected = "scoring facts  2/4 requests  40s  0 requests/s  40s left\n"
+        expected += "scoring facts  4/4 requests  1m20s  0 requests/s\n"
+        assert capsys.readouterr() == ("", expected if shown else "")
+
+
 @pytest.mark.parametrize("width", [20, 40, 60, 80, 100, 160])
 def test_the_live_line_fits_the_terminal_and_keeps_the_step(width):
     for line in (LINE, {"step": 120}):
@@ -125,6 +138,23 @@ def on_a_terminal(script: str) -> tuple[str, str, int]:
             break
     os.close(master)
     return screen.decode(), process.communicate()[0].decode(), process.returncode
+
+
+def test_what_keeps_the_steps_waiting_stands_in_the_live_line():
+    """A second live display beside that of the steps would be refused by rich."""
+    script = f"""
+import time
+from maxlm.report.progress import Progress
+with Progress("demo", 1950, 0) as progress:
+    progress.update({LINE})
+    for item in progress.track(range(8), "scoring facts", unit="requests"):
+        time.sleep(0.2)
+    time.sleep(0.6)
+"""
+    screen, out, status = on_a_terminal(script)
+    assert (out, status) == ("", 0)
+    assert re.search(r"scoring facts  [1-7]/8 requests  \ds  \d requests/s  \ds left", screen)
+    assert screen.rindex("tok/s") > screen.rindex("scoring facts")
 
 
 def test_a_failure_leaves_the_terminal_as_it_was_and_stdout_clean():
