@@ -30,6 +30,10 @@ ModelPath = Annotated[
         metavar="PATH", help="Run directory, one of its checkpoints, or Hugging Face folder.", show_default=False
     ),
 ]
+Weights = Annotated[
+    Literal["params", "ema"],
+    typer.Option("--weights", help="The parameters, or the average of them that a run with optimizer.ema kept."),
+]
 NewDirectory = Annotated[
     Path, typer.Argument(metavar="OUT", help="Directory to make; must not exist.", show_default=False)
 ]
@@ -169,12 +173,31 @@ def export(
         typer.Option(metavar="NAME", help="Their model_type, as llama; default: the plainest that the model is."),
     ] = None,
     max_shard_size: Annotated[str, typer.Option(metavar="SIZE", help="Most of one file, as 5GB or 500MB.")] = "5GB",
+    weights: Weights = "params",
 ) -> None:
     """Make a model a Hugging Face folder, tensor by tensor: safetensors, config.json, tokenizer and model card."""
     _on_the_host()
     from maxlm.convert.exporting import export
 
-    _tell_conversion(export(path, out, dtype, family, max_shard_size), out)
+    _tell_conversion(export(path, out, dtype, family, max_shard_size, weights), out)
+
+
+@app.command()
+def average(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory.", show_default=False)],
+    out: NewDirectory,
+    last: Annotated[int | None, typer.Option(metavar="K", help="Its last K checkpoints.")] = None,
+    steps: Annotated[str | None, typer.Option(metavar="N,N,...", help="Its checkpoints of these steps.")] = None,
+) -> None:
+    """The mean of the parameters of several checkpoints of a run, as a model that all commands but train read."""
+    _on_the_host()
+    from maxlm.convert.averaging import average, step_numbers
+
+    done = average(run, out, last, None if steps is None else step_numbers(steps))
+    rate = done.nbytes / max(done.seconds, 1e-9) / 1e6
+    figures = f"{done.parameters:,} parameters, {done.nbytes / 1e9:.2f} GB read in {done.seconds:.1f} s"
+    listed = ", ".join(f"{step:,}" for step in done.steps)
+    print(f"{out}: the mean of steps {listed}; {figures}, {rate:,.0f} MB/s")
 
 
 @app.command()

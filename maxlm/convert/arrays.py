@@ -25,17 +25,17 @@ import tensorstore as ts
 from maxlm.checkpoint import CHUNK_BYTES
 from maxlm.convert.links import ParameterPath
 from maxlm.errors import DataError
-from maxlm.saved import FORMAT_VERSION
+from maxlm.saved import FORMAT_VERSION, PARAMS
 
 T = TypeVar("T")
 
-PARAMS = "params"  # the item of a checkpoint
 IN_FLIGHT = 4 * CHUNK_BYTES  # bytes that are being written or read at a time; TensorStore holds them twice
 TOGETHER = 8 * CHUNK_BYTES  # bytes of tensors that are converted at a time, or one tensor
 THREADS = 4
 M_MMAP_THRESHOLD = -3  # malloc.h
 
 Index = tuple[int, ...]  # along a parameter's first axes
+Region = tuple[slice, ...]  # along all of them
 
 
 @dataclass(frozen=True)
@@ -99,6 +99,24 @@ class Slices:
             future.result()
         return values
 
+    def regions(self, path: ParameterPath) -> list[Region]:
+        """The parts of an array that are written together, of at most CHUNK_BYTES each."""
+        store = self._stores[path]
+        return list(_regions(store.shape, store.chunk_layout.write_chunk.shape))
+
+    def write_region(self, path: ParameterPath, region: Region, values: np.ndarray) -> None:
+        """Fill a region, converting as `write` does; it is on disk, or in an error, when this returns."""
+        target = self._stores[path]
+        source = ts.cast(ts.array(values), target.dtype)
+        self._flow.start(values.nbytes, lambda: target[region].write(source).commit).result()
+
+    def read_region(self, path: ParameterPath, region: Region, dtype: np.dtype) -> np.ndarray:
+        """A region, converted likewise."""
+        source = ts.cast(self._stores[path][region], ts.dtype(dtype))
+        values = np.empty(source.shape, dtype)
+        self._flow.start(values.nbytes, lambda: ts.array(values).write(source).commit).result()
+        return values
+
     def _copy(self, store: ts.TensorStore, index: Index, values: np.ndarray, copy: Callable) -> list[ts.Future]:
         """Start to copy region by region, along the array's chunks, as soon as they may be in flight."""
         chunk = store.chunk_layout.write_chunk.shape[len(index) :]
@@ -143,7 +161,7 @@ def copy_into(target: np.ndarray, source: np.ndarray) -> None:
     ts.array(target).write(ts.cast(ts.array(source), ts.dtype(target.dtype))).result()
 
 
-def _regions(shape: Sequence[int], chunk: Sequence[int]) -> Iterator[tuple[slice, ...]]:
+def _regions(shape: Sequence[int], chunk: Sequence[int]) -> Iterator[Region]:
     axes = [range(0, size, step) for size, step in zip(shape, chunk, strict=True)]
     for starts in itertools.product(*axes):
         yield tuple(
@@ -201,17 +219,18 @@ def write_checkpoint(directory: Path, arrays: dict, run: dict[str, Any], fill: C
         writer.save(directory, args=ocp.args.Composite(**items))
 
 
-def open_checkpoint(directory: Path, cache_bytes: int = 0) -> Slices:
-    """The parameters of a checkpoint for reading; chunks are kept, decoded, up to `cache_bytes`.
+def open_checkpoint(directory: Path, cache_bytes: int = 0, item: str = PARAMS) -> Slices:
+    """The parameters of a checkpoint for reading, or another item like them; chunks are kept, decoded, up to
+    `cache_bytes`.
 
     Raises `DataError` where it is damaged.
     """
-    item = directory / PARAMS
+    folder = directory / item
     context = ts.Context({"cache_pool": {"total_bytes_limit": cache_bytes}})
     try:
-        metadata = json.loads((item / "_METADATA").read_bytes())
+        metadata = json.loads((folder / "_METADATA").read_bytes())
         paths = [tuple(key["key"] for key in entry["key_metadata"]) for entry in metadata["tree_metadata"].values()]
-        opened = {path: ts.open(_read_spec(item, path), read=True, context=context) for path in paths}
+        opened = {path: ts.open(_read_spec(folder, path), read=True, context=context) for path in paths}
         return Slices({path: future.result() for path, future in opened.items()})
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise damaged(directory, error) from None
@@ -222,8 +241,8 @@ def damaged(directory: Path, error: Exception) -> DataError:
     return DataError(f"{directory}: the checkpoint is damaged or incomplete ({reason})")
 
 
-def _read_spec(item: Path, path: ParameterPath) -> dict[str, Any]:
-    kvstore = {"driver": "ocdbt", "base": {"driver": "file", "path": f"{item}/"}, "path": ".".join(path) + "/"}
+def _read_spec(folder: Path, path: ParameterPath) -> dict[str, Any]:
+    kvstore = {"driver": "ocdbt", "base": {"driver": "file", "path": f"{folder}/"}, "path": ".".join(path) + "/"}
     # What is missing is an error: parameters of zeros would pass for real ones.
     return {"driver": "zarr", "kvstore": kvstore, "fill_missing_data_reads": False, "recheck_cached_data": False}
 

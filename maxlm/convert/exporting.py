@@ -28,7 +28,7 @@ from maxlm.convert.tensors import DTYPE_NAMES, INDEX, SINGLE
 from maxlm.errors import ConfigError, DataError
 from maxlm.model import counts
 from maxlm.report.progress import track
-from maxlm.saved import Saved
+from maxlm.saved import PARAMS, Saved
 
 UNITS = {"MB": 10**6, "GB": 10**9, "MiB": 2**20, "GiB": 2**30}
 
@@ -67,20 +67,27 @@ class Shard:
 
 
 def export(
-    path: Path, out: Path, dtype: str | None = None, family: str | None = None, max_shard_size: str = "5GB"
+    path: Path,
+    out: Path,
+    dtype: str | None = None,
+    family: str | None = None,
+    max_shard_size: str = "5GB",
+    weights: str = PARAMS,
 ) -> Converted:
     """Make the folder `out` of a run's newest checkpoint, a checkpoint or an imported model, tensor by tensor.
 
-    `dtype` converts the parameters, to the nearest, ties to even; None leaves them as they are stored. Raises
+    `dtype` converts the parameters, to the nearest, ties to even; None leaves them as they are stored. With `weights`
+    "ema" the average of the parameters that the run kept goes out, which is stored in float32. Raises
     `ConfigError` for a model that the family, or none, can express, and an `out` that exists; `DataError` for a damaged
     checkpoint; `SaveError` where `out` cannot be written.
     """
     began = time.monotonic()
     return_freed_memory()
     found, most = saved.find(path), shard_bytes(max_shard_size)
+    found.check_weights(weights)
     family, config = write_config(_with_length(found), family or found.run.get("family"))
     wanted = links(family, found.model)
-    slices = _open(found, wanted)
+    slices = _open(found, wanted, weights)
     dtypes = converted(found.model, slices.dtypes, dtype and jnp.dtype(dtype))
     shards = split_shards([Entry(link, _common(link, dtypes)) for link in wanted], most)
     nbytes = sum(entry.nbytes for shard in shards for entry in shard.entries)
@@ -92,7 +99,7 @@ def export(
         config |= tokenizer_files.token_ids(found) | {"dtype": main.name}
         _write_json(partial / CONFIG, config)
         tokenizer_files.write_files(found, partial, config)
-        (partial / "README.md").write_text(card.model_card(found, family, main.name))
+        (partial / "README.md").write_text(card.model_card(found, family, main.name, weights))
     return Converted(family, counts.parameter_count(found.model), nbytes, time.monotonic() - began, [])
 
 
@@ -133,18 +140,18 @@ def _common(link: Link, dtypes: Mapping[ParameterPath, np.dtype]) -> np.dtype:
     return np.dtype(jnp.result_type(*(dtypes[path] for path, _ in link.ours)))
 
 
-def _open(found: Saved, wanted: Sequence[Link]) -> Slices:
+def _open(found: Saved, wanted: Sequence[Link], item: str) -> Slices:
     """The checkpoint's parameters, after a look at their shapes.
 
     Checkpoints of earlier versions, and those that other programs write, have all layers in one chunk. It is kept
     while its layers are read, or each of them would read it all.
     """
-    slices = open_checkpoint(found.directory)
+    slices = open_checkpoint(found.directory, item=item)
     expected = {path: leaf.shape for path, leaf in parameters(found.model).items()}
     if unlike := sorted({".".join(path) for path, _ in expected.items() ^ slices.shapes.items()}):
         raise DataError(f"{found.directory}: its parameters are not those of its model: {', '.join(unlike[:5])}")
     kept = max(_shared_bytes(link, slices) for link in wanted)
-    return open_checkpoint(found.directory, kept) if kept else slices
+    return open_checkpoint(found.directory, kept, item) if kept else slices
 
 
 def _shared_bytes(link: Link, slices: Slices) -> int:

@@ -1,7 +1,7 @@
 """`maxlm import`: a Hugging Face folder becomes a directory that all commands read like a run's."""
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -47,7 +47,7 @@ def import_folder(directory: Path, out: Path, dtype: str | None = None) -> Conve
         tokenizer_files.copy_files(directory, partial / TOKENIZER)
         tokenizer, stops = tokenizer_files.describe(directory)
         run |= {"stop_ids": stops, "tokenizer": tokenizer and tokenizer.model_dump(mode="json")}
-        tree = _nested(folder, arrays)
+        tree = nested(arrays)
         (partial / DIRECTORY).mkdir()
         try:
             write_checkpoint(partial / DIRECTORY / "0", tree, run, lambda slices: _fill(folder, slices))
@@ -66,7 +66,8 @@ def _arrays(folder: Folder, dtype: str | None) -> dict[tuple[str, ...], Array]:
     return {path: Array(leaf.shape, dtypes[path], stacked[path]) for path, leaf in shapes.items()}
 
 
-def _nested(folder: Folder, arrays: dict[tuple[str, ...], Array]) -> dict[str, Any]:
+def nested(arrays: Mapping[tuple[str, ...], Array]) -> dict[str, Any]:
+    """The tree of arrays by their paths."""
     tree: dict[str, Any] = {}
     for path, array in arrays.items():
         node = tree

@@ -28,6 +28,7 @@ from maxlm.data.tokenizer import Tokenizer
 from maxlm.errors import ConfigError, DataError
 from maxlm.evaluate.load import load_all
 from maxlm.model import decoder
+from maxlm.report.metrics import append_eval
 from maxlm.train.loop import train
 
 
@@ -121,6 +122,9 @@ def test_a_run_is_exported_as_bfloat16_and_gives_the_same_logits(trained: Path, 
 
 
 def test_the_card_says_what_was_read_and_measured_and_no_path(trained: Path, prepared: Path, tmp_path: Path) -> None:
+    task = {"task": "rivers", "metrics": {"acc": 0.5, "acc_norm": 0.25}, "stderr": {"acc": 0.125}, "items": 1234}
+    for step, weights in ((3, {}), (4, {"weights": "ema"}), (5, {})):  # not of these weights, or of a later step
+        append_eval(trained, {"step": step, "settings": {"limit": step, "folder": "/a/b"}} | task | weights, False)
     export(trained, tmp_path / "out")
     card = (tmp_path / "out" / "README.md").read_text()
     head = yaml.safe_load(card.split("---")[1])
@@ -133,12 +137,15 @@ def test_the_card_says_what_was_read_and_measured_and_no_path(trained: Path, pre
         "Step 4: 1,024 tokens read",
         "held-out source | step | loss",
         "| model | 4 |",
+        "| rivers (limit 3) | 3 | acc | 0.5000 | 0.1250 | 1,234 |",
+        "| rivers (limit 3) | 3 | acc_norm | 0.2500 |  | 1,234 |",
         "bits per byte",
         "lr: 0.003",
         "mixture:",
         "## License",
     ):
         assert text in card
+    assert card.count("| rivers") == 2
     assert str(prepared) not in card and "/" not in card.split("## Configuration")[1].split("## License")[0]
     for path in (tmp_path / "out").rglob("*.json"):
         assert str(prepared.parent) not in path.read_text()
@@ -322,7 +329,7 @@ def test_layers_in_one_chunk_are_read_once(tmp_path: Path, monkeypatch) -> None:
     caches = []
     monkeypatch.setattr(
         "maxlm.convert.exporting.open_checkpoint",
-        lambda directory, cache=0: caches.append(cache) or open_checkpoint(directory, cache),
+        lambda directory, cache=0, item="params": caches.append(cache) or open_checkpoint(directory, cache, item),
     )
     export(old, tmp_path / "out")
     assert caches == [0, 2 * 16 * 32 * 4] and tensors_of(tmp_path / "out") == tensors_of(tmp_path / "expected")
