@@ -52,28 +52,88 @@ def train(config: ConfigFile, overrides: Overrides = None) -> None:
 
 @app.command("eval")
 def evaluate(
-    path: ModelPath,
+    paths: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="PATH...",
+            help="Run directories, checkpoints, or Hugging Face folders; several are shown side by side.",
+            show_default=False,
+        ),
+    ],
     data: Annotated[
         list[str] | None, typer.Option(help="Held-out source as NAME=DIRECTORY or NAME=URL; default: those of the run.")
     ] = None,
     sequences: Annotated[int | None, typer.Option(min=1, help="Sequences per source; default: all.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
+    weights: Weights = "params",
+    knowledge: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=FILE", help="Questions to answer, cloze or choice; may be given often."),
+    ] = None,
+    tasks: Annotated[
+        str | None,
+        typer.Option(metavar="NAME,...", help="Tasks, groups or tags of lm-eval; * stands for anything in a name."),
+    ] = None,
+    tasks_folder: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="YAML files of further tasks; functions they name run, so it must be trusted."
+        ),
+    ] = None,
+    shots: Annotated[
+        int | None, typer.Option(min=0, help="Examples before a task's question; default: as many as it says.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Questions of a task, the first ones; default: all.")] = None,
+    apply_chat_template: Annotated[
+        bool, typer.Option("--apply-chat-template", help="Ask tasks' questions by the tokenizer's chat template.")
+    ] = False,
+    mesh: Annotated[
+        str | None,
+        typer.Option(metavar="AXIS=N,...", help="For questions and tasks, as data=2,tensor=4; default: all over fsdp."),
+    ] = None,
+    batch: Annotated[
+        int | None, typer.Option(min=1, help="Texts of full length that are read at one time; default: 8 a device.")
+    ] = None,
+    results: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Where answers' figures go; default: eval.jsonl of the run.")
+    ] = None,
+    again: Annotated[bool, typer.Option("--again", help="Ask what is finished for this step too.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
 ) -> None:
-    """Held-out loss, perplexity and bits per byte, per source."""
-    from maxlm.evaluate.command import evaluate_path
+    """Held-out loss, perplexity and bits per byte, per source; or answers to questions, and tasks of lm-eval.
 
-    results = evaluate_path(path, data or [], sequences)
+    Held-out sources are read where nothing else is asked for, or where --data names them. What is finished is written
+    at once, so a command that is killed goes on where it was when it is started again.
+    """
+    from maxlm.evaluate.command import Asked, measure, named, refuse_idle
+    from maxlm.evaluate.tables import as_json as plain
+    from maxlm.evaluate.tables import of_one, side_by_side
+    from maxlm.evaluate.tasks import Wanted
+
+    sources, files = named(data or [], "--data", "DIRECTORY"), named(knowledge or [], "--knowledge", "FILE")
+    asked = Asked(sources, sequences, files, mesh, batch, results, again, weights)
+    of_tasks = {"--tasks-folder": tasks_folder, "--shots": shots, "--limit": limit}
+    if not tasks:
+        refuse_idle(of_tasks | {"--apply-chat-template": apply_chat_template}, "--tasks")
+    if not (tasks or files):
+        refuse_idle(
+            {"--mesh": mesh, "--batch": batch, "--results": results, "--again": again}, "--tasks or --knowledge"
+        )
+    elif not sources:
+        refuse_idle({"--sequences": sequences}, "--data, since questions alone are asked")
+    if tasks:
+        names = tuple(name.strip() for name in tasks.split(",") if name.strip())
+        folder = None if tasks_folder is None else str(tasks_folder)
+        asked = asked._replace(tasks=Wanted(names, folder, shots, limit, apply_chat_template))
+    measured = measure(paths, asked, lambda text: print(text, file=sys.stderr))
+    several = len(measured) > 1
     if as_json:
-        print(json.dumps({name: result._asdict() for name, result in results.items()}))
+        found = {path: plain(figures) for path, figures in measured.items()}
+        print(json.dumps(found if several else next(iter(found.values()))))
         return
     from rich.console import Console
-    from rich.table import Table
 
-    table = Table("source", "loss", "perplexity", "bits per byte", "target tokens", "bytes")
-    for name, result in results.items():
-        figures = (f"{result.loss:.4f}", f"{result.perplexity:.2f}", f"{result.bits_per_byte:.4f}")
-        table.add_row(name, *figures, f"{result.target_tokens:,}", f"{result.bytes:,}")
-    Console().print(table)
+    for table in [side_by_side(measured)] if several else of_one(next(iter(measured.values()))):
+        Console().print(table)
 
 
 @app.command()
@@ -101,6 +161,7 @@ def generate(
     dtype: Annotated[
         str | None, typer.Option(help="bfloat16 or float32; default: the run's, or as the device computes best.")
     ] = None,
+    weights: Weights = "params",
     chat: Annotated[
         bool,
         typer.Option(
@@ -125,7 +186,7 @@ def generate(
 
     values = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
     options = {"sampling": validate(values, Sampling, "generate"), "max_tokens": max_tokens, "seed": seed}
-    options |= {"mesh": mesh, "dtype": dtype, "stop_strings": stop or []}
+    options |= {"mesh": mesh, "dtype": dtype, "weights": weights, "stop_strings": stop or []}
     printed = {"batch_size": batch, "as_json": as_json, "logprobs": logprobs}
     texts = (prompt or []) + (read_prompts(prompts) if prompts else [])
     if not chat:
@@ -292,6 +353,16 @@ def show(config: ConfigFile, overrides: Overrides = None) -> None:
     from maxlm.config import load, to_yaml
 
     print(to_yaml(load(config, overrides or [])), end="")
+
+
+@config_app.command("model")
+def show_model(path: ModelPath) -> None:
+    """Print the model section of a run, checkpoint or Hugging Face folder, as a file for `extends` of a run's."""
+    _on_the_host()
+    from maxlm.config import as_yaml
+    from maxlm.evaluate.load import find_source
+
+    print(as_yaml({"model": find_source(path).model.model_dump(mode="json")}), end="")
 
 
 def _on_the_host() -> None:

@@ -60,12 +60,12 @@ def prepare() -> None:
 def evaluate(run_dir: Path) -> dict:
     """Held-out figures of the newest checkpoint, kept in demo.json so that they are computed once."""
     from maxlm import saved
-    from maxlm.evaluate.command import evaluate_path
+    from maxlm.evaluate.command import Asked, evaluate_path
 
     step, kept = saved.latest(run_dir).name, run_dir / "demo.json"
     if kept.is_file() and (found := json.loads(kept.read_text()))["step"] == step:
         return found
-    result = evaluate_path(run_dir, [], None)["stdlib"]._asdict() | {"step": step}
+    result = evaluate_path(run_dir, Asked())["stdlib"]._asdict() | {"step": step}
     result |= {f"{name} -{level}": bits for name, level, bits in compressors(run_dir)}
     kept.write_text(json.dumps(result))
     return result

@@ -13,6 +13,7 @@ from maxlm.evaluate.load import Loaded
 from maxlm.evaluate.placing import open_model
 from maxlm.evaluate.text import Prompts, stream_text
 from maxlm.parallel import runtime
+from maxlm.saved import PARAMS
 
 MARKER = "> "
 HELP = "/exit or Ctrl-D ends, /new begins a new conversation, Ctrl-C stops an answer"
@@ -25,6 +26,7 @@ def answer_texts(
     *,
     mesh: str | None,
     dtype: str | None,
+    weights: str = PARAMS,
     batch_size: int,
     as_json: bool,
     logprobs: bool,
@@ -33,7 +35,7 @@ def answer_texts(
     """What to print as answers: to each text as a user's one message, or without any to the messages on stdin."""
     runtime.setup()
     conversations = [[{"role": "user", "content": text}] for text in texts] or [read_messages(sys.stdin.read())]
-    loaded = open_model(path, mesh, dtype, min(batch_size, len(conversations)))
+    loaded = open_model(path, mesh, dtype, min(batch_size, len(conversations)), weights)
     chat = Chat(loaded.tokenizer, loaded.stop_ids)
     asked = [conversation[-1]["content"] for conversation in conversations]
     ids = [chat.encode(_system(system) + conversation) for conversation in conversations]
@@ -48,6 +50,7 @@ def converse(
     *,
     mesh: str | None,
     dtype: str | None,
+    weights: str = PARAMS,
     max_tokens: int,
     seed: int,
     **options: Any,
@@ -57,7 +60,7 @@ def converse(
     Every answer reads the whole conversation again: templates may rewrite earlier turns, and reading is fast.
     """
     runtime.setup()
-    loaded = open_model(path, mesh, dtype, 1)
+    loaded = open_model(path, mesh, dtype, 1, weights)
     chat = Chat(loaded.tokenizer, loaded.stop_ids)
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  (editing and history of the lines that input() reads)

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from maxlm.errors import ConfigError
 from maxlm.evaluate.sampling import Sampling, sample
@@ -137,6 +137,7 @@ def _continue(
             return
         now = time.monotonic()
         steps = max(1, min(2 * steps, round(steps * CHUNK_SECONDS / max(now - before, 1e-6)), CHUNK))
+        steps = CHUNK if jax.process_count() > 1 else steps  # processes have clocks of their own
         before = now
         chunk = decoding.draw(
             min(steps, max_tokens - max(counts.values())), np.array([number not in counts for number in numbers])
@@ -211,7 +212,7 @@ class Decoding:
         token_B = jnp.copy(self.state.token_B)  # the state is donated
         # No step: the other program is compiled while the device reads the prompts.
         self.draw(0, np.zeros(len(prompts), bool))
-        token_B, logprob_B = jax.device_get((token_B, logprob_B))
+        token_B, logprob_B = self._to_host((token_B, logprob_B))
         return Chunk(token_B[:, None], logprob_B[:, None])
 
     def draw(self, steps: int, ended_B: np.ndarray) -> Chunk:
@@ -221,7 +222,7 @@ class Decoding:
             self.state, count, *arrays = _draw(
                 self.graphdef, self.params, self.state, self.rules, self.sampling, np.int32(steps), ended_B
             )
-        count, tokens_BC, logprobs_BC = jax.device_get((count, *arrays))
+        count, tokens_BC, logprobs_BC = self._to_host((count, *arrays))
         return Chunk(tokens_BC[:, :count], logprobs_BC[:, :count])
 
     def _rules(self, numbers: list[int], rows: int) -> Rules:
@@ -238,8 +239,20 @@ class Decoding:
     def _by_length(self) -> bool:
         return nnx.merge(self.graphdef, self.params).config.rope.by_length
 
+    def _to_host(self, arrays: tuple[jax.Array, ...]) -> tuple[np.ndarray, ...]:
+        """The arrays in every process, of which each holds a part where there are several."""
+        if jax.process_count() > 1:
+            with self._on_mesh():
+                arrays = _replicated(arrays)
+        return jax.device_get(arrays)
+
     def _on_mesh(self) -> contextlib.AbstractContextManager:
         return contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)
+
+
+@partial(jax.jit, out_shardings=PartitionSpec())
+def _replicated(arrays: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+    return arrays
 
 
 def rounded(size: int) -> int:

@@ -14,6 +14,7 @@ from maxlm.evaluate.load import Loaded
 from maxlm.evaluate.placing import open_model
 from maxlm.evaluate.text import Piece, Prompts, encode_prompts, stream_text
 from maxlm.parallel import runtime
+from maxlm.saved import PARAMS
 
 BETWEEN_TEXTS = "\n---\n"
 
@@ -24,6 +25,7 @@ def generate_texts(
     *,
     mesh: str | None,
     dtype: str | None,
+    weights: str = PARAMS,
     batch_size: int,
     as_json: bool,
     logprobs: bool,
@@ -34,7 +36,7 @@ def generate_texts(
     Options are those of `stream_text`.
     """
     runtime.setup()
-    loaded = open_model(path, mesh, dtype, min(batch_size, len(texts)))
+    loaded = open_model(path, mesh, dtype, min(batch_size, len(texts)), weights)
     yield from continued(
         loaded, encode_prompts(loaded.tokenizer, texts), texts, as_json, logprobs, batch_size=batch_size, **options
     )

@@ -24,6 +24,7 @@ from maxlm.model import decoder
 from maxlm.model.layers import is_cast
 from maxlm.parallel.mesh import build_mesh
 from maxlm.parallel.sharding import check_divisible, tree_shardings
+from maxlm.saved import PARAMS
 
 
 class Source(NamedTuple):
@@ -32,11 +33,12 @@ class Source(NamedTuple):
     path: Path
     model: ModelConfig
     config: Config | None  # of the run; None of a model that was not trained here
-    dtypes: Mapping[tuple[str, ...], np.dtype]  # of such a one: of its parameters as they are stored
+    dtypes: Mapping[tuple[str, ...], np.dtype]  # as they are stored, where the run's configuration does not say
     tokenizer: Tokenizer | None  # None where the model came without one that can be read
     stop_ids: tuple[int, ...]  # tokens that end a text, the end of a document first
     step: int
     read: Callable[[Any], dict]  # the arrays of an abstract tree
+    weights: str = PARAMS  # or "ema": the average of them
 
     @property
     def compute(self) -> str:
@@ -72,33 +74,38 @@ class Loaded:
     @property
     def made_for(self) -> int | None:
         """The longest sequence in tokens that the model is made for, where it says so."""
-        return self.model.context_length or (self.config.data.seq_len if self.config else None)
+        return self.config.made_for if self.config else self.model.context_length
 
 
-def load(path: str | Path) -> tuple[decoder.Decoder, Tokenizer | None]:
+def load(path: str | Path, weights: str = PARAMS) -> tuple[decoder.Decoder, Tokenizer | None]:
     """The model and its tokenizer; `model(tokens)` gives float32 logits [B, S, V] for int32 tokens [B, S].
 
-    The tokenizer is None where a Hugging Face folder has none that maxlm reads.
+    The tokenizer is None where a Hugging Face folder has none that maxlm reads. `weights` as of `load_all`.
     """
-    loaded = load_all(path)
+    loaded = load_all(path, weights=weights)
     return loaded.decoder, loaded.found_tokenizer
 
 
-def load_all(path: str | Path, *, mesh: Mesh | None = None, dtype: str | None = None) -> Loaded:
+def load_all(path: str | Path, *, mesh: Mesh | None = None, dtype: str | None = None, weights: str = PARAMS) -> Loaded:
     """Read a run directory's newest checkpoint, or the checkpoint directory or Hugging Face folder given; parameters
-    alone are read.
+    alone are read, or with `weights` "ema" the average of them that the run kept.
 
     They are placed on the mesh, by default on all devices along `embed`, whatever mesh wrote them. With `dtype`
     matrices and tables are kept in that type, in which the model computes: its numbers are the same, its memory less.
-    Raises `DataError` naming the path when there is nothing to load, `ConfigError` where an axis does not divide.
+    Raises `DataError` naming the path when there is nothing to load, `ConfigError` where an axis does not divide, and
+    where there is no average.
     """
-    return load_source(find_source(path), mesh=mesh, dtype=dtype)
+    return load_source(find_source(path, weights), mesh=mesh, dtype=dtype)
 
 
-def find_source(path: str | Path) -> Source:
+def find_source(path: str | Path, weights: str = PARAMS) -> Source:
     """What is at a path; raises as `load_all` does."""
     path = Path(path)
-    return _folder(path) if is_folder(path) else _saved(path)
+    if not is_folder(path):
+        return _saved(path, weights)
+    if weights != PARAMS:
+        raise ConfigError(f"{path}: a Hugging Face folder holds no average of parameters; choose the weights params")
+    return _folder(path)
 
 
 def load_source(source: Source, *, mesh: Mesh | None = None, dtype: str | None = None) -> Loaded:
@@ -134,16 +141,18 @@ def _default_mesh(shapes: dict, axes: dict) -> Mesh:
     return mesh
 
 
-def _saved(path: Path) -> Source:
+def _saved(path: Path, weights: str) -> Source:
     directory, run, model, config = found = saved.find(path)
+    found.check_weights(weights)
     entry = run["tokenizer"] and TokenizerEntry.model_validate(run["tokenizer"])
     tokenizer = Tokenizer(found.tokenizer_dir, entry) if entry else None
-    dtypes = {} if config else open_checkpoint(directory).dtypes
+    # Of a run's parameters its configuration says the type; its average is in float32 whatever that is.
+    dtypes = {} if config and weights == PARAMS else open_checkpoint(directory, item=weights).dtypes
 
     def read(abstract: Any) -> dict:
-        return checkpoint.restore(directory, {"params": abstract})[0]["params"]
+        return checkpoint.restore(directory, {weights: abstract})[0][weights]
 
-    return Source(path, model, config, dtypes, tokenizer, found.stop_ids, int(run["step"]), read)
+    return Source(path, model, config, dtypes, tokenizer, found.stop_ids, int(run["step"]), read, weights)
 
 
 def _folder(path: Path) -> Source:

@@ -54,7 +54,7 @@ def evaluate(
     nll, targets = 0.0, 0
     with jax.set_mesh(mesh):
         results = (_sums(graphdef, chunk, params, place(batch, rows, batch_size, mesh)) for batch in batches)
-        for sums in progress(_ahead(results), total):
+        for sums in progress(ahead(results), total):
             batch_nll, batch_targets = jax.device_get(sums)
             # Python floats and integers: a float32 sum over a large set would lose small terms.
             nll, targets = nll + float(np.sum(batch_nll, dtype=np.float64)), targets + int(np.sum(batch_targets))
@@ -76,7 +76,7 @@ def _sums(graphdef: nnx.GraphDef, chunk: int, params: dict, batch: dict) -> tupl
     return nll_B, jnp.sum(batch["weights"].astype(jnp.int32), axis=1)
 
 
-def _ahead(results: Iterable) -> Iterable:
+def ahead(results: Iterable) -> Iterable:
     """Ask for the next result before this one is read, so that the device does not wait for the host."""
     results = iter(results)
     current = next(results, None)

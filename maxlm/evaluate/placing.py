@@ -15,21 +15,23 @@ from maxlm.model import decoder
 from maxlm.parallel.hardware import chip_of
 from maxlm.parallel.mesh import axis_sizes, build_mesh
 from maxlm.parallel.sharding import check_divisible
+from maxlm.saved import PARAMS
 
 AXES = ("data", "fsdp", "expert", "tensor")  # decoding splits neither layers nor sequences
 DTYPES = ("bfloat16", "float32")
 WEIGHTS_SHARE = 0.5  # of a device's memory; the rest is for caches and for what the programs need
 
 
-def open_model(path: Path, mesh: str | None, dtype: str | None, texts: int) -> Loaded:
+def open_model(path: Path, mesh: str | None, dtype: str | None, texts: int, weights: str = PARAMS) -> Loaded:
     """The model of a run or checkpoint, placed for decoding so many texts at one time.
 
     Args:
         mesh: as in data=2,tensor=4; None for `default_mesh`.
         dtype: of activations, caches and of the matrices in memory; None for what the run says (precision.compute),
             with auto bfloat16 on accelerators and float32 on a CPU.
+        weights: params, or ema for the average of them that the run kept.
     """
-    source, devices = find_source(path), jax.devices()
+    source, devices = find_source(path, weights), jax.devices()
     if dtype is not None and dtype not in DTYPES:
         raise ConfigError(f"--dtype: found {dtype}, expected {' or '.join(DTYPES)}")
     if dtype is None and source.compute != "auto":

@@ -63,9 +63,9 @@ class ChatTemplate:
             )
         if DEFAULT not in templates:
             raise DataError(f"{folder}: has the chat templates {', '.join(templates)}; expected one called {DEFAULT}")
-        self.folder, self.names = folder, _special_names(config)
+        self.folder, self.names, self.source = folder, _special_names(config), templates[DEFAULT]
         try:
-            self._template = _environment().from_string(templates[DEFAULT])
+            self._template = _environment().from_string(self.source)
         except jinja2.TemplateError as error:
             raise self._broken(error) from None
 
@@ -171,6 +171,11 @@ def _templates(folder: Path, config: dict[str, Any]) -> dict[str, str]:
         raise DataError(
             f"{folder / TOKENIZER_CONFIG}: chat_template must be a text, or a list of objects with name and template"
         ) from None
+
+
+def special_names(path: Path) -> dict[str, str]:
+    """The special tokens that a tokenizer_config.json names; none where there is no such file."""
+    return _special_names(_read_config(path))
 
 
 def _special_names(config: dict[str, Any]) -> dict[str, str]:
