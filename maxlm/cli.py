@@ -40,14 +40,24 @@ NewDirectory = Annotated[
 
 
 @app.command()
-def train(config: ConfigFile, overrides: Overrides = None) -> None:
+def train(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    fork: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Begin the run NAME with the whole state of the one that CONFIG names."),
+    ] = None,
+    fork_step: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Its checkpoint of step N; default: the newest.")
+    ] = None,
+) -> None:
     """Train a model, or go on where its run directory stands."""
     from maxlm.config import load
 
     loaded = load(config, overrides or [])
     from maxlm.train.loop import train
 
-    train(loaded)
+    train(loaded, fork=fork, fork_step=fork_step)
 
 
 @app.command("eval")

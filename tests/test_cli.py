@@ -106,7 +106,7 @@ def trained(prepared, tmp_path_factory) -> Path:
 def test_a_run_directory_holds_what_is_promised(trained):
     names = {path.name for path in trained.iterdir()}
     wanted = {"config.yaml", "metrics.jsonl", "eval.jsonl", "events.jsonl", "checkpoints", "tensorboard", "report.html"}
-    assert wanted | {"tokenizer"} == names
+    assert wanted | {"tokenizer", "lock"} == names
     line = json.loads((trained / "metrics.jsonl").read_text().splitlines()[-1])
     fields = """step tokens loss grad_norm param_norm update_norm learning_rate step_seconds data_wait_seconds
         tokens_per_second mfu hbm_gib skipped bubble loss_by_source tokens_by_source target_tokens"""

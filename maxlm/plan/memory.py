@@ -2,7 +2,7 @@
 
     estimate(layout_for(config, system))      # bytes by part; their sum is what the compiler's peak should be
 
-Parameters and moments are there throughout. Three moments compete for the peak:
+Parameters, moments and the average of the parameters are there throughout. Three moments compete for the peak:
 
     loss        saved activations, logits, the output matrix and its gradient
     backward    saved activations, the gradients of all layers, and one layer at work with its gathered weights
@@ -38,7 +38,9 @@ def _state(plan: Layout) -> dict[str, float]:
     config, whole = plan.config, plan.config.parallel.zero == 1
     parameters = sum(_stored(plan, leaf, names, whole) * leaf.dtype.itemsize for _, leaf, names in plan.leaves)
     moments = sum(_stored(plan, leaf, names) * FLOAT32 * _moments(config, names) for _, leaf, names in plan.leaves)
-    return {"parameters": parameters, "moments": 0.0 if config.optimizer.offload else moments}
+    average = 0.0 if config.optimizer.ema is None else _gradients(plan)  # as wide, and split likewise
+    parts = {"moments": moments, "average": average}
+    return {"parameters": parameters} | (dict.fromkeys(parts, 0.0) if config.optimizer.offload else parts)
 
 
 def _loss(plan: Layout) -> dict[str, float]:

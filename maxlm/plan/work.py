@@ -221,10 +221,11 @@ def _activation_bytes(plan: Layout) -> float:
 
 
 def _update_bytes(plan: Layout) -> float:
-    """Parameters and both moments are read and written, gradients read twice (for their norm and for the update)."""
-    found = 0.0
+    """Parameters, both moments and the average of the parameters are read and written, gradients read twice (for their
+    norm and for the update)."""
+    found, average = 0.0, 0 if plan.config.optimizer.ema is None else 2 * 4
     for _, leaf, names in plan.leaves:
         split = plan.split(names, leaf.shape)
         shards = plan.size(axis for axes in split.values() for axis in axes)
-        found += math.prod(leaf.shape) / shards * (2 * leaf.dtype.itemsize + 2 * 2 * 4 + 2 * 4)
+        found += math.prod(leaf.shape) / shards * (2 * leaf.dtype.itemsize + 2 * 2 * 4 + 2 * 4 + average)
     return found

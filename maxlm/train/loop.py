@@ -19,6 +19,8 @@ from maxlm.parallel.agreement import by_first, from_first, is_first, one_fate, t
 from maxlm.report.html import write_report
 from maxlm.report.progress import Progress, compact
 from maxlm.train import doremi
+from maxlm.train.evaluation import ask, evaluate
+from maxlm.train.fork import branch
 from maxlm.train.meter import Meter
 from maxlm.train.position import Position
 from maxlm.train.run import Run
@@ -29,20 +31,32 @@ from maxlm.train.state import TrainState, expert_load
 REPORT = "report.html"
 
 
-def train(config: Config, devices: Sequence[jax.Device] | None = None) -> TrainState:
+def train(
+    config: Config,
+    devices: Sequence[jax.Device] | None = None,
+    *,
+    fork: str | None = None,
+    fork_step: int | None = None,
+) -> TrainState:
     """Train on the devices (default: all), or go on where the newest checkpoint stands; returns the final state.
 
     Raises `MaxlmError`s with the exit codes of the command line: `Preempted` after SIGTERM and a complete save,
     `DivergedError` when steps are skipped beyond the policy of the `faults` section. All processes of a run call this
     with the same configuration; what decides a step is the same in all of them, or agreed.
+
+    With `fork` the configuration is that of a branch of this name, in all else: `config.name` is the run whose newest
+    checkpoint, or that of `fork_step`, the branch begins with. A branch that has begun goes on.
     """
     runtime.setup(config.processes)
-    with one_fate(), StopRequest() as stop, Run(config, devices) as run:
+    config, origin = branch(config, fork, fork_step)
+    with one_fate(), StopRequest() as stop, Run(config, devices, origin) as run:
         state, position, changes = run.restore(report=print_note)
         if position.finished(config.total_tokens):
             print_note(f"{run.dir} is finished: step {position.step:,}, {compact(position.tokens)} tokens")
             return state
         run.begin(position, changes)
+        for note in (note for exam in run.exams.values() for note in exam.notes):
+            print_note(note)
         total_steps = position.schedule.steps(config.total_tokens)
         with Progress(config.name, total_steps, position.step, shown=is_first()) as progress:
             return steps(run, state, position, stop, progress)
@@ -58,6 +72,10 @@ def steps(run: Run, state: TrainState, position: Position, stop: StopRequest, pr
     meter = Meter(list(run.mesh.devices.flat), run.began)
     reader, saver, pending = run.read(position), SaveClock(config), None
 
+    if run.starts_from and run.evaluates:  # what it knew, so that a report can show what it forgot
+        progress.note(f"before the first step, {evaluate(run, state, position, progress.track)}")
+    if run.starts_from and run.tasks is not None:
+        progress.note(f"before the first step, {ask(run, state, position, progress.track)}")
     while not position.finished(config.total_tokens):
         trace(run, position.step + 1, progress.total_steps)
         run.announce(position, progress.note)
@@ -71,7 +89,8 @@ def steps(run: Run, state: TrainState, position: Position, stop: StopRequest, pr
         meter.step_started(metrics, span.tokens, span.tokens * flops_per_token(config.model, span.seq_len))
 
         last, stopping = position.finished(config.total_tokens), stop.agreed()
-        evaluating = bool(run.sources.validation) and (last or due(position.step, config.eval.every_steps))
+        evaluating = run.evaluates and (last or due(position.step, config.eval.every_steps))
+        asking = run.tasks is not None and (last or due(position.step, config.eval.task_steps))
         saving = last or stopping or saver.due(position.step)
 
         in_row = 0
@@ -81,7 +100,7 @@ def steps(run: Run, state: TrainState, position: Position, stop: StopRequest, pr
         if last or due(position.step, config.logging.every_steps):
             pending = Line(position, metrics, rate)
             state = run.reset_sums(state)
-        if pending and (evaluating or saving):  # what is saved or evaluated has its line before
+        if pending and (evaluating or asking or saving):  # what is saved or evaluated has its line before
             position, in_row = write_line(run, pending, position, meter, progress)
             pending = None
 
@@ -90,10 +109,13 @@ def steps(run: Run, state: TrainState, position: Position, stop: StopRequest, pr
             state, position = run.rewind(position, progress.note)
             reader, pending = run.read(position), None
             continue
-        if evaluating or saving:
+        if evaluating or asking or saving:
             meter.settle()
         if evaluating:
-            progress.note(run.evaluate(state.params, position, meter.goodput.ratio(time.monotonic())))
+            goodput = meter.goodput.ratio(time.monotonic())
+            progress.note(evaluate(run, state, position, progress.track, goodput))
+        if asking:
+            progress.note(ask(run, state, position, progress.track))
         if saving:
             seconds = run.save(state, position, metrics["param_norm"])
             saver.saved(position.step)

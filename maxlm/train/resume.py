@@ -11,7 +11,7 @@ FREE = (
     "mesh", "pipeline", "parallel", "remat", "kernels", "compiler", "hardware", "optimizer.offload", "logging", "eval",
     "checkpoint", "processes", "runs_dir", "loss.split", "loss.chunk", "loss.block", "train.accumulate", "data.workers",
     "data.cache", "data.prefetch", "data.verify", "data.validation", "data.dynamic.reference", "faults.max_skips",
-    "faults.max_rewinds",
+    "faults.max_rewinds", "init.from",
 )  # fmt: skip
 
 # Keys that change what is computed from now on; the change becomes an event of the run.
@@ -19,7 +19,7 @@ RECORDED = (
     "data.mixture", "data.seq_len", "data.exhausted", "train.batch_tokens", "train.total_tokens", "schedule",
     "precision.compute", "loss.z_loss",
     "optimizer.lr", "optimizer.b1", "optimizer.b2", "optimizer.eps", "optimizer.momentum", "optimizer.weight_decay",
-    "optimizer.clip_norm", "faults.deviations", "data.dynamic.step_size", "data.dynamic.smoothing",
+    "optimizer.clip_norm", "optimizer.ema", "faults.deviations", "data.dynamic.step_size", "data.dynamic.smoothing",
     "data.dynamic.floor", "data.dynamic.warmup_steps",
 )  # fmt: skip
 
@@ -43,7 +43,7 @@ def recorded_changes(old: Config, new: Config) -> Changes:
         listed = "; ".join(f"{key}: {before!r} -> {after!r}" for key, (before, after) in sorted(shown(refused).items()))
         raise ConfigError(
             f"{new.run_dir} holds a run with another configuration, and these keys cannot change in it: {listed}; "
-            "set them back, or choose another name"
+            "set them back, or begin another run"
         )
     return changes
 
@@ -69,7 +69,7 @@ def check_manifests(old: dict[str, str], new: dict[str, str], config: Config) ->
             path = redact(config.data.sources[name].path)
             raise ConfigError(
                 f"data.sources.{name}: {path} was prepared anew since {config.run_dir} began (manifest "
-                f"{old[name][:12]}, now {new[name][:12]}); restore the data, or choose another name"
+                f"{old[name][:12]}, now {new[name][:12]}); restore the data, or begin another run"
             )
 
 

@@ -1,5 +1,7 @@
 """Everything of a run that lives on the devices, its abstract form, and where its parts are sharded."""
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -18,8 +20,9 @@ from maxlm.parallel.agreement import everywhere
 from maxlm.parallel.batch import BATCH_AXES
 from maxlm.parallel.mesh import check_layers
 from maxlm.parallel.sharding import check_divisible, named_sharding, replicated
-from maxlm.train import doremi, optimizer
+from maxlm.train import doremi, ema, optimizer
 from maxlm.train.doremi import Domains
+from maxlm.train.ema import Average
 from maxlm.train.faults import Window, empty_window
 
 DEVICE_MEMORY, HOST_MEMORY = "device", "pinned_host"
@@ -56,10 +59,11 @@ class TrainState(NamedTuple):
     window: Window
     sums: Sums
     domains: Domains | None = None  # of a proxy run
+    ema: Average | None = None  # with optimizer.ema
 
     @property
     def counters(self) -> tuple:
-        """What a checkpoint holds besides parameters and moments; the domain weights, where there are none, not."""
+        """What a checkpoint holds besides parameters, moments and average; domain weights, where there are any."""
         return (self.window, self.sums) if self.domains is None else (self.window, self.sums, self.domains)
 
 
@@ -112,13 +116,15 @@ def blueprint(config: Config, mesh: Mesh, num_sources: int) -> Blueprint:
     transform = optimizer.build(config.optimizer, axes)
     abstract = jax.eval_shape(lambda: _initial(config, transform, num_sources))
     stored = axes if config.parallel.zero == 3 else jax.tree.map(lambda _, names: replicated(names), shapes, axes)
-    state_axes = TrainState(stored, _moment_axes(transform, abstract, axes), *_unsharded(abstract[2:]))
+    average = abstract.ema and Average(axes, ())
+    state_axes = TrainState(stored, _moment_axes(transform, abstract, axes), *_unsharded(abstract[2:-1]), average)
     shardings = jax.tree.map(lambda leaf, names: named_sharding(names, mesh, leaf.shape), abstract, state_axes)
     if config.remat.policy == "offload":
         check_host_memory(mesh.devices.flat[0], "remat.policy", "full")
     if config.optimizer.offload:
         check_host_memory(mesh.devices.flat[0], "optimizer.offload", "null")
-        shardings = shardings._replace(optimizer=_on_host(abstract.optimizer, shardings.optimizer))
+        kept = {name: _on_host(getattr(abstract, name), getattr(shardings, name)) for name in ("optimizer", "ema")}
+        shardings = shardings._replace(**kept)
     reference = _reference(config, mesh, num_sources, dtype) if _is_proxy(config) else None
     layout = axes, state_axes, transform, abstract, shardings
     return Blueprint(config, num_sources, mesh, graphdef, *layout, dtype, reference)
@@ -166,9 +172,9 @@ def check_host_memory(device: jax.Device, key: str, instead: str) -> None:
         )
 
 
-def _on_host(moments: Any, shardings: Any) -> Any:
+def _on_host(arrays: Any, shardings: Any) -> Any:
     """Shardings in the hosts' memory, but for scalars."""
-    return jax.tree.map(lambda leaf, s: s.with_memory_kind(HOST_MEMORY) if leaf.shape else s, moments, shardings)
+    return jax.tree.map(lambda leaf, s: s.with_memory_kind(HOST_MEMORY) if leaf.shape else s, arrays, shardings)
 
 
 def initial_state(plan: Blueprint) -> TrainState:
@@ -176,6 +182,30 @@ def initial_state(plan: Blueprint) -> TrainState:
     with jax.set_mesh(plan.mesh):
         initial = jax.jit(lambda: _initial(plan.config, plan.transform, plan.num_sources), out_shardings=plan.shardings)
         return initial()
+
+
+def state_around(params: dict, plan: Blueprint, moments: Any | None = None) -> TrainState:
+    """The state before the first step of a run that begins with these parameters, which are as the run has them, and
+    with these moments, or none yet."""
+    given = (params,) if moments is None else (params, moments)
+    begin = jax.jit(
+        lambda params: tuple(_around(params, plan.config, plan.transform, plan.num_sources))[len(given) :],
+        out_shardings=tuple(plan.shardings)[len(given) :],
+    )
+    with jax.set_mesh(plan.mesh):
+        return TrainState(*given, *begin(params))
+
+
+def initial_tables(plan: Blueprint) -> dict[str, jax.Array]:
+    """Of the initial parameters those that have a row or a column per token, by their names, and no others."""
+    names = [name for name, axes in plan.axes.items() if "vocab" in axes]
+
+    def tables() -> dict[str, jax.Array]:
+        params = _parameters(plan.config)
+        return {name: params[name] for name in names}
+
+    with jax.set_mesh(plan.mesh):
+        return jax.jit(tables, out_shardings={name: plan.shardings.params[name] for name in names})()
 
 
 def abstract_state(plan: Blueprint) -> TrainState:
@@ -216,12 +246,21 @@ def empty_sums(model: ModelConfig, num_sources: int, excess: bool = False) -> Su
 
 
 def _initial(config: Config, transform: optax.GradientTransformation, num_sources: int) -> TrainState:
-    dtype = jnp.dtype(config.precision.params)
-    options = {"params_dtype": dtype, "pipeline": config.pipeline}
-    params = decoder.initial_parameters(config.model, jax.random.key(config.seed), **options)
+    return _around(_parameters(config), config, transform, num_sources)
+
+
+def _parameters(config: Config) -> dict:
+    options = {"params_dtype": jnp.dtype(config.precision.params), "pipeline": config.pipeline}
+    return decoder.initial_parameters(config.model, jax.random.key(config.seed), **options)
+
+
+def _around(params: dict, config: Config, transform: optax.GradientTransformation, num_sources: int) -> TrainState:
     sums = empty_sums(config.model, num_sources, _is_proxy(config))
     domains = doremi.start(config.data) if _is_proxy(config) else None
-    return TrainState(params, transform.init(params), empty_window(config.faults), sums, domains)
+    average = None if config.optimizer.ema is None else ema.start(params)
+    # Moments in float32, as gradients are, whatever the type of the parameters.
+    moments = transform.init(jax.tree.map(lambda p: p.astype(jnp.float32), params))
+    return TrainState(params, moments, empty_window(config.faults), sums, domains, average)
 
 
 def canonical_axes(axes: tuple[str | None, ...]) -> tuple[str | None, ...]:
@@ -264,33 +303,64 @@ def with_sources(sums: Sums, old: list[str], new: list[str], plan: Blueprint) ->
 
 def to_canonical(state: TrainState, plan: Blueprint) -> TrainState:
     """The state in a checkpoint's layout; arrays that have it already are returned as they are."""
-    return jax.tree.map(
-        lambda leaf, wanted: _reshaped(leaf, wanted.shape, wanted.sharding), state, abstract_canonical(plan)
-    )
+    wanted = abstract_canonical(plan)
+    return _placed(state, wanted, jax.tree.map(lambda leaf: leaf.sharding, wanted))
 
 
 def from_canonical(state: TrainState, plan: Blueprint) -> TrainState:
-    """The inverse of `to_canonical`."""
-    return jax.tree.map(
-        lambda leaf, wanted, place: _reshaped(leaf, wanted.shape, place), state, plan.abstract, plan.shardings
-    )
+    """The inverse of `to_canonical`; an average that the plan keeps and the state has not begins anew."""
+    lacking = {"ema": None} if state.ema is None else {}
+    wanted, places = plan.abstract._replace(**lacking), plan.shardings._replace(**lacking)
+    state = _placed(state, wanted, places)
+    return with_average(state, plan) if lacking else state
+
+
+def with_average(state: TrainState, plan: Blueprint) -> TrainState:
+    """The state with an average that begins as the parameters are, where the plan keeps one."""
+    if plan.abstract.ema is None:
+        return state
+    with jax.set_mesh(plan.mesh):
+        return state._replace(ema=jax.jit(ema.start, out_shardings=plan.shardings.ema)(state.params))
+
+
+def averaged_parameters(state: TrainState, plan: Blueprint) -> dict:
+    """The average as parameters that a program takes: in the devices' memory, wherever it is kept."""
+    places = jax.tree.map(lambda place: place.with_memory_kind(DEVICE_MEMORY), plan.shardings.ema.params)
+    return jax.device_put(state.ema.params, places)
 
 
 def restored_parameters(params: dict, plan: Blueprint) -> dict:
     """Parameters in a checkpoint's layout as a run has them."""
-    return jax.tree.map(
-        lambda leaf, wanted, place: _reshaped(leaf, wanted.shape, place),
-        params,
-        plan.abstract.params,
-        plan.shardings.params,
-    )
+    return _placed(params, plan.abstract.params, plan.shardings.params)
+
+
+def restored_moments(moments: Any, plan: Blueprint) -> Any:
+    """Likewise of the optimizer's state."""
+    return _placed(moments, plan.abstract.optimizer, plan.shardings.optimizer)
+
+
+def _placed(tree: Any, abstract: Any, shardings: Any) -> Any:
+    """The tree with the shapes of `abstract`; arrays that have theirs already are returned as they are.
+
+    The others go through one program, which is kept: one for each array would compile as many, and on virtual CPU
+    devices dozens of them behind a step stop the process (see maxlm/parallel/runtime.py).
+    """
+    leaves, structure = jax.tree.flatten(tree)
+    shapes = [wanted.shape for wanted in jax.tree.leaves(abstract)]
+    places = jax.tree.leaves(shardings)
+    others = [i for i, (leaf, shape) in enumerate(zip(leaves, shapes, strict=True)) if leaf.shape != shape]
+    if others:
+        reshape = _reshape(tuple(shapes[i] for i in others), tuple(places[i] for i in others))
+        for i, leaf in zip(others, reshape([leaves[i] for i in others]), strict=True):
+            leaves[i] = leaf
+    return jax.tree.unflatten(structure, leaves)
+
+
+@functools.cache
+def _reshape(shapes: tuple[tuple[int, ...], ...], places: tuple[NamedSharding, ...]) -> Callable[[list], list]:
+    """Kept, since a new function would be compiled at every checkpoint."""
+    return jax.jit(lambda leaves: [x.reshape(s) for x, s in zip(leaves, shapes, strict=True)], out_shardings=[*places])
 
 
 def _merged(shape: tuple[int, ...]) -> tuple[int, ...]:
     return (shape[0] * shape[1], *shape[2:])
-
-
-def _reshaped(leaf: jax.Array, shape: tuple[int, ...], sharding: NamedSharding) -> jax.Array:
-    if leaf.shape == shape:
-        return leaf
-    return jax.jit(lambda x: x.reshape(shape), out_shardings=sharding)(leaf)

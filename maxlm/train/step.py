@@ -20,7 +20,7 @@ from maxlm.model.vocabulary_loss import cross_entropy_by_vocabulary
 from maxlm.parallel.batch import BATCH_AXES
 from maxlm.parallel.compiler import jit_options, step_options
 from maxlm.parallel.sharding import join_batch, shard, split_batch
-from maxlm.train import doremi, faults
+from maxlm.train import doremi, ema, faults
 from maxlm.train.state import DEVICE_MEMORY, HOST_MEMORY, Blueprint, Sums, TrainState
 
 Batch = dict[str, jax.Array]
@@ -62,12 +62,12 @@ def train_step(
     # A branch, not a choice between arrays: moments that live in the hosts' memory are brought to the device in it, so
     # not before the activations are gone. (Behind a barrier alone XLA fetches them before the backward pass.)
     update = partial(_update, gradients=gradients, load=counted.load, learning_rate=learning_rate, plan=plan)
-    params, moments, update_norm = jax.lax.cond(
-        accept, update, lambda params, moments: (params, moments, jnp.float32(0)), state.params, state.optimizer
-    )
+    held = state.params, state.optimizer, state.ema
+    params, moments, average, update_norm = jax.lax.cond(accept, update, lambda *held: (*held, jnp.float32(0)), *held)
     window = faults.record(state.window, loss, grad_norm, accept, config.faults)
     sums = _add(state.sums, counted, targets_B, batch, accept, plan)
-    state = TrainState(params, moments, window, sums, _domains(state, counted, targets_B, batch, accept, plan))
+    domains = _domains(state, counted, targets_B, batch, accept, plan)
+    state = TrainState(params, moments, window, sums, domains, average)
     metrics = {
         "loss": loss,
         "grad_norm": grad_norm,
@@ -165,19 +165,37 @@ def _as_moments(gradients: dict, plan: Blueprint) -> dict:
     return jax.tree.map(lambda g, axes: shard(g.astype(jnp.float32), *axes), gradients, plan.axes)
 
 
-def _update(params: dict, moments: Any, *, gradients: dict, load: dict, learning_rate: jax.Array, plan: Blueprint):
-    """Parameters and moments after an update by the mean gradients, and the norm of the update."""
-    moments = jax.tree.map(partial(_move, to=DEVICE_MEMORY), moments, plan.shardings.optimizer)
+def _update(
+    params: dict,
+    moments: Any,
+    average: ema.Average | None,
+    *,
+    gradients: dict,
+    load: dict,
+    learning_rate: jax.Array,
+    plan: Blueprint,
+):
+    """Parameters, moments and average after an update by the mean gradients, and the norm of the update."""
+    moments = _moved(moments, plan.shardings.optimizer, DEVICE_MEMORY)
     direction, moments = plan.transform.update(gradients, moments, params)
     updates = jax.tree.map(lambda d: d * learning_rate, direction)
     params = jax.tree.map(lambda p, u: p + u.astype(p.dtype), params, updates)
-    moments = jax.tree.map(partial(_move, to=HOST_MEMORY), moments, plan.shardings.optimizer)
-    return _balanced(params, load, plan), moments, optax.global_norm(updates)
+    moments = _moved(moments, plan.shardings.optimizer, HOST_MEMORY)
+    params = _balanced(params, load, plan)
+    if average is not None:
+        average = _moved(average, plan.shardings.ema, DEVICE_MEMORY)
+        average = ema.updated(average, params, plan.config.optimizer.ema, plan.axes)
+        average = _moved(average, plan.shardings.ema, HOST_MEMORY)
+    return params, moments, average, optax.global_norm(updates)
 
 
-def _move(moment: jax.Array, sharding: NamedSharding, to: str) -> jax.Array:
-    """A moment that is stored in the hosts' memory, in the memory where it is wanted; others stay where they are."""
-    return jax.device_put(moment, sharding.with_memory_kind(to)) if sharding.memory_kind == HOST_MEMORY else moment
+def _moved(arrays: Any, shardings: Any, to: str) -> Any:
+    """What is stored in the hosts' memory, in the memory where it is wanted; other arrays stay where they are."""
+
+    def move(array: jax.Array, sharding: NamedSharding) -> jax.Array:
+        return jax.device_put(array, sharding.with_memory_kind(to)) if sharding.memory_kind == HOST_MEMORY else array
+
+    return jax.tree.map(move, arrays, shardings)
 
 
 def _balanced(params: dict, load: dict[str, jax.Array], plan: Blueprint) -> dict:

@@ -10,6 +10,7 @@ from tiny import run_config
 from maxlm.config import Config
 from maxlm.model.counts import flops_per_token, forward_flops_per_token, matmul_parameter_count
 from maxlm.parallel.hardware import CHIPS, System, system
+from maxlm.plan import memory
 from maxlm.plan.communication import expected, layout
 from maxlm.plan.roofline import EFFICIENCY, Prediction, bandwidth, layout_for, predict
 from maxlm.plan.work import Work, estimated_work
@@ -192,3 +193,20 @@ def test_efficiency_is_of_the_family() -> None:
     assert set(EFFICIENCY) <= set(CHIPS) and all(0.3 < share < 0.9 for share in EFFICIENCY.values())
     h100, h200 = (time_of({"fsdp": 8}, name) for name in ("h100x8", "h200x8"))
     assert h200.parts["compute"] == h100.parts["compute"]  # none was fitted for it
+
+
+@pytest.mark.parametrize("zero", [3, 1])
+def test_an_average_takes_four_bytes_a_parameter_and_eight_of_the_updates_traffic(zero: int) -> None:
+    sections = {"parallel": {"zero": zero}}
+    without, with_ = (
+        layout_for(config_of({"data": 2, "fsdp": 4}, optimizer={"ema": decay}, **sections), system("v5p:2x2x2"))
+        for decay in (None, 0.999)
+    )
+    norms = (2 * 6 + 1) * 1024
+    split = (6 * LAYER + 2 * HEAD) / 4 + norms  # as the moments are, also where parameters are whole
+    before, after = memory.estimate(without), memory.estimate(with_)
+    assert before["average"] == 0 and after == before | {"average": 4 * split}
+    assert after["moments"] == 2 * after["average"]
+    assert estimated_work(with_).update_bytes == estimated_work(without).update_bytes + 8 * split
+    host = with_.config.model_copy(update={"optimizer": with_.config.optimizer.model_copy(update={"offload": "host"})})
+    assert memory.estimate(layout_for(host, system("v5p:2x2x2")))["average"] == 0

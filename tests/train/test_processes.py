@@ -40,8 +40,10 @@ CHANGES = {
 }
 
 
-def start(config: Config, tmp_path: Path, count: int, hosts: Sequence[Path] = (Path(),) * 4) -> list[subprocess.Popen]:
-    """`maxlm train` in `count` processes of one device each, in the directories `hosts`."""
+def start(
+    config: Config, tmp_path: Path, count: int, hosts: Sequence[Path] = (Path(),) * 4, words: Sequence[str] = ()
+) -> list[subprocess.Popen]:
+    """`maxlm train` in `count` processes of one device each, in the directories `hosts`; `words` follow the config."""
     path = tmp_path / f"{config.name}.yaml"
     path.write_text(to_yaml(config))
     with socket.create_server(("", 0)) as server:
@@ -50,7 +52,7 @@ def start(config: Config, tmp_path: Path, count: int, hosts: Sequence[Path] = (P
     shared["XLA_FLAGS"] = "--xla_force_host_platform_device_count=1 --xla_backend_optimization_level=0"
     return [
         subprocess.Popen(
-            [sys.executable, "-m", "maxlm.cli", "train", str(path)],
+            [sys.executable, "-m", "maxlm.cli", "train", str(path), *words],
             env=os.environ | shared | {"MAXLM_PROCESS_ID": str(number)},
             cwd=hosts[number],
             stdout=subprocess.DEVNULL,
@@ -87,7 +89,12 @@ def told(output: str) -> list[str]:
 
 
 def losses(config: Config, name: str = "metrics.jsonl") -> dict[int, float]:
-    return {line["step"]: line["loss"] for line in read_lines(config.run_dir / name)}
+    return {line["step"]: line["loss"] for line in read_lines(config.run_dir / name) if "loss" in line}
+
+
+def answers(config: Config) -> dict[int, dict[str, float]]:
+    """Figures of questions by step."""
+    return {line["step"]: line["metrics"] for line in read_lines(config.run_dir / "eval.jsonl") if "task" in line}
 
 
 def assert_continues(config: Config, whole: Config) -> None:
@@ -108,27 +115,35 @@ def events(config: Config, kind: str) -> list[dict]:
 
 
 @pytest.fixture(scope="module")
-def whole(prepared, tmp_path_factory) -> Config:
+def questions(tmp_path_factory) -> dict[str, dict[str, str]]:
+    path = tmp_path_factory.mktemp("questions") / "file.jsonl"
+    path.write_text(json.dumps({"text": "return", "choices": [" None", " Nine", " nan"], "answer": 0}))
+    return {"eval.knowledge": {"words": str(path)}}
+
+
+@pytest.fixture(scope="module")
+def whole(prepared, questions, tmp_path_factory) -> Config:
     """The uninterrupted run of one process and one device."""
     directory = tmp_path_factory.mktemp("whole")
     path = directory / "run.yaml"
     path.write_text(RUN.format(prepared=prepared, runs=directory))
-    changes = CHANGES | {"checkpoint.every_steps": None}
+    changes = CHANGES | questions | {"checkpoint.every_steps": None}
     config = load(path, [f"{key}={json.dumps(value)}" for key, value in changes.items()])
     loop.train(config, jax.devices()[:1])
     return config
 
 
 @pytest.mark.slow
-def test_four_processes_go_on_where_one_stood(make_config, tmp_path, whole):
+def test_four_processes_go_on_where_one_stood(make_config, questions, tmp_path, whole):
     loop.train(make_config(CHANGES | {"train.total_tokens": BATCH * 4}), jax.devices()[:1])
     stages = {"mesh": {"pipeline": 2, "data": 2, "fsdp": 1}, "pipeline.microbatches": 4}
-    config = make_config(CHANGES | stages | {"train.total_tokens": BATCH * 8})
+    config = make_config(CHANGES | questions | stages | {"train.total_tokens": BATCH * 8})
     codes, outputs = finish(start(config, tmp_path, 4), config, tmp_path)
     assert codes == [0] * 4, outputs
     assert "step 8/8" in outputs[0] and [told(output) for output in outputs[1:]] == [[]] * 3
     assert_continues(config, whole)
     assert losses(config, "eval.jsonl")[8] == pytest.approx(losses(whole, "eval.jsonl")[8], rel=1e-5)
+    assert answers(config)[8] == pytest.approx(answers(whole)[8], rel=1e-4)
     assert (config.run_dir / "report.html").exists() and events(config, "resumed")[0]["processes"] == 4
 
 
@@ -220,6 +235,20 @@ def test_a_shard_file_missing_on_one_host_is_told_by_all(make_config, prepared, 
     assert not config.run_dir.exists()
 
 
+def test_other_questions_on_one_host_are_told_by_all(make_config, tmp_path):
+    hosts = [tmp_path / "host0", tmp_path / "host1"]
+    for number, host in enumerate(hosts):
+        host.mkdir()
+        (host / "file.jsonl").write_text(json.dumps({"text": "return", "answer": f" {number}"}))
+    config = make_config({"eval.knowledge": {"words": "file.jsonl"}}, name="unlike")
+    codes, outputs = finish(start(config, tmp_path, 2, hosts), config, tmp_path)
+    assert codes == [2, 2], outputs
+    for output in outputs:
+        (line,) = told(output)
+        assert "was started with another configuration or other data: questions.words" in line
+    assert not config.run_dir.exists()
+
+
 @pytest.mark.slow
 def test_two_processes_pass_through_stages_as_one_does_and_one_goes_on(make_config, tmp_path):
     """Another mixture inside a batch, a larger batch, a longer example; documents packed whole by one of them."""
@@ -245,3 +274,23 @@ def test_two_processes_pass_through_stages_as_one_does_and_one_goes_on(make_conf
     runs = [saved.read_run(saved.latest(config.run_dir)) for config in (one, two)]
     assert runs[0]["loader"] == runs[1]["loader"] and runs[0]["indexes"] == runs[1]["indexes"]
     assert [event["step"] for event in events(two, "mixture")] == [2, 5, 7]
+
+
+@pytest.mark.slow
+def test_two_processes_answer_the_tasks_that_one_does(make_config, tmp_path):
+    pytest.importorskip("lm_eval")
+    folder = str(ROOT / "tests" / "evaluate" / "tasks")
+    tasks = {"eval.tasks": {"names": ["letters", "answers"], "folder": folder, "limit": 3, "shots": 0}}
+    changes = CHANGES | tasks | {"train.total_tokens": BATCH * 2, "checkpoint.every_steps": None}
+    one = make_config(changes, name="one")
+    loop.train(one, jax.devices()[:1])
+    config = make_config(changes, name="two")
+    codes, outputs = finish(start(config, tmp_path, 2), config, tmp_path)
+    assert codes == [0] * 2, outputs
+    assert not told(outputs[1])
+    expected, found = (
+        [line for line in read_lines(run.run_dir / "eval.jsonl") if "task" in line] for run in (one, config)
+    )
+    assert [line["task"] for line in found] == ["letters", "answers"]
+    for key in ("metrics", "items", "settings"):
+        assert [line[key] for line in found] == [line[key] for line in expected]

@@ -96,6 +96,16 @@ def test_a_reference_that_changed_is_refused_and_one_that_moved_is_not(reference
         train(make_proxy(12, changes={"data.dynamic": None}))
 
 
+def test_a_branch_of_a_proxy_run_has_its_domain_weights(reference, make_proxy):
+    whole, branch = make_proxy(12, name="whole"), make_proxy(12, name="branch")
+    state = train(whole)
+    again = loop.train(whole, jax.devices()[:1], fork="branch", fork_step=8)
+    for left, right in zip(jax.tree.leaves(state), jax.tree.leaves(again), strict=True):
+        assert np.asarray(left).tobytes() == np.asarray(right).tobytes()
+    assert lines(branch) == [line for line in lines(whole) if line["step"] > 8]
+    assert load_weights(branch) == load_weights(whole)
+
+
 def test_a_reference_on_other_sources_or_none_at_all_is_refused(make_proxy, make_config, tmp_path):
     with pytest.raises(DataError, match="reference: no such directory"):
         train(make_proxy(4))

@@ -22,6 +22,14 @@ def test_warm_up_is_linear_to_the_peak(name: str) -> None:
         assert rate(name, tokens) == pytest.approx(PEAK * tokens / WARMUP, rel=1e-12)
 
 
+@pytest.mark.parametrize("name", SHAPES)
+def test_warming_up_again_begins_where_it_is_told(name: str) -> None:
+    found = [rate(name, tokens, initial_ratio=0.1) / PEAK for tokens in (0, 100, 500, WARMUP)]
+    assert found == pytest.approx([0.1, 0.19, 0.55, 1.0], rel=1e-12)
+    later = range(WARMUP, TOTAL + 1, 500)
+    assert [rate(name, tokens, initial_ratio=0.1) for tokens in later] == [rate(name, tokens) for tokens in later]
+
+
 @pytest.mark.parametrize("name", ["constant", "cosine", "linear", "wsd"])
 def test_without_warm_up_the_first_step_has_nearly_the_peak(name: str) -> None:
     assert rate(name, 1, warmup_tokens=0) == pytest.approx(PEAK, rel=1e-3)

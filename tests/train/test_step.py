@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from functools import cache
 
 import jax
 import numpy as np
@@ -16,12 +17,12 @@ from maxlm.train.state import TrainState, blueprint, initial_state
 from maxlm.train.step import summed_gradients
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["untied", "tied"])
-def one_device(request) -> tuple[bool, list[float], list[np.ndarray]]:
+@cache
+def one_device(tied: bool) -> tuple[list[float], list[np.ndarray]]:
     """Losses of 10 steps on one device, and the parameters after them."""
-    trainer = Trainer(config_of(request.param, data=1, fsdp=1), jax.devices()[:1])
+    trainer = Trainer(config_of(tied, data=1, fsdp=1), jax.devices()[:1])
     losses = [float(trainer.run(make_batch(trainer.config, seed))["loss"]) for seed in range(10)]
-    return request.param, losses, params_of(trainer.state)
+    return losses, params_of(trainer.state)
 
 
 def config_of(tied: bool, accumulate: int = 1, **mesh: int) -> Config:
@@ -38,30 +39,31 @@ def config_of(tied: bool, accumulate: int = 1, **mesh: int) -> Config:
 MESHES = [sizes for sizes in itertools.product((1, 2, 4, 8), repeat=3) if np.prod(sizes) == 8]
 
 
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
 @pytest.mark.parametrize("sizes", MESHES, ids=lambda sizes: "data{}-fsdp{}-tensor{}".format(*sizes))
-def test_every_mesh_gives_the_losses_and_parameters_of_one_device(one_device, sizes):
-    tied, losses, params = one_device
+def test_every_mesh_gives_the_losses_and_parameters_of_one_device(sizes, tied):
+    losses, params = one_device(tied)
     trainer = Trainer(config_of(tied, **dict(zip(("data", "fsdp", "tensor"), sizes, strict=True))))
     found = [float(trainer.run(make_batch(trainer.config, seed))["loss"]) for seed in range(10)]
     np.testing.assert_allclose(found, losses, rtol=1e-5)
     assert distance(params_of(trainer.state), params) < 1e-5
 
 
-@pytest.mark.parametrize("count", [2, 4, 8])
-def test_accumulation_over_uneven_microbatches_gives_the_same_gradients(count):
+def test_accumulation_over_uneven_microbatches_gives_the_same_gradients():
     batch = make_batch(config_of(False), 3)
     batch["weights"][:3] = 0  # a microbatch may hold no target at all
-    found = []
-    for accumulate in (1, count):
-        config = config_of(False, accumulate=accumulate)
+    params, found = None, {}
+    for count in (1, 2, 4, 8):
+        config = config_of(False, accumulate=count)
         mesh = build_mesh(config.mesh, jax.devices()[:1])
         plan = blueprint(config, mesh, SOURCES)
+        params = params or initial_state(plan).params
         with jax.set_mesh(mesh):
-            gradients = jax.jit(lambda p, b, plan=plan: summed_gradients(p, b, plan))
-            found.append(gradients(initial_state(plan).params, batch))
-    (whole, counted_whole), (parts, counted_parts) = found
-    assert distance(jax.tree.leaves(whole), jax.tree.leaves(parts)) < 1e-6
-    np.testing.assert_allclose(counted_whole.nll_B, counted_parts.nll_B, rtol=1e-6)
+            found[count] = jax.jit(lambda p, b, plan=plan: summed_gradients(p, b, plan))(params, batch)
+    whole, counted_whole = found.pop(1)
+    for count, (parts, counted_parts) in found.items():
+        assert distance(jax.tree.leaves(whole), jax.tree.leaves(parts)) < 1e-6, count
+        np.testing.assert_allclose(counted_whole.nll_B, counted_parts.nll_B, rtol=1e-6, err_msg=str(count))
 
 
 def sums_in_float64(config: Config, params: dict, batches: list[dict]) -> tuple[np.ndarray, np.ndarray]:
@@ -159,3 +161,15 @@ def test_one_batch_overfits(optimizer):
     for _ in range(150):
         last = trainer.run(batch, rate=2e-2)["loss"]
     assert first > 4.0 and last < 0.5
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_parameters_in_bfloat16_have_moments_in_float32(optimizer):
+    config = run_config(precision={"params": "bfloat16"}, optimizer={"name": optimizer})
+    trainer = Trainer(config, jax.devices()[:1])
+    batch = make_batch(config, 0)
+    losses = [float(trainer.run(batch)["loss"]) for _ in range(3)]
+    assert losses[0] > losses[1] > losses[2]
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(trainer.state.params)} == {"bfloat16"}
+    moments = {leaf.dtype.name for leaf in jax.tree.leaves(trainer.state.optimizer) if leaf.ndim}
+    assert moments == {"float32"}
