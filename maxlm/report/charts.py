@@ -1,9 +1,11 @@
 """The charts of a report as plain data: what the page's script draws, downsampled to what a screen can show.
 
 A chart is {title, note, traces} and how it looks: format and tick (d3 formats of values and axis), log (None: as the
-page's switch says), zero (the axis starts there), smooth, share (stacked), shape, legend, wide. A trace is {run, name,
-colour, step, y}, {mean: {step, y}} for smoothing to start from where points were left out, and {source, dash} where
-colours stand for runs. `y` is null in gaps.
+page's switch says), zero (the axis starts there), smooth, share (stacked), shape, legend, wide, small, levels (lines
+across it, {y, text}; a base line has {base}). A trace is {run, name, colour, step, y}, {mean: {step, y}} for smoothing
+to start from where points were left out, {error} (one standard error), {dash}, {source} where the legend names dashes
+and colours stand for runs, and {metric} where the chart shows one of several: that of the page's switch, at first its
+{main}. `y` is null in gaps.
 """
 
 from collections.abc import Iterable
@@ -15,8 +17,14 @@ from maxlm.report.runs import Run
 
 POINTS = 2000  # per trace
 BINS = 120  # of the mixture over time
+AVERAGED = "dash"  # of averaged parameters, where dashes stand for nothing else
 DASHES = ("solid", "dot", "dash", "dashdot", "longdash", "longdashdot")
 QUIET = {"started", "checkpoint", "evaluated", "finished"}  # kinds of events that are in the table alone
+# Title, note and key of the charts of held-out sources.
+HELD_OUT = (
+    ("Validation loss", "nats per target token", "loss"),
+    ("Validation bits per byte", "", "bits_per_byte"),
+)
 # Keys of a metrics line that a chart below shows, or that are no curve.
 SHOWN = {"step", "tokens", "loss", "learning_rate", "grad_norm", "param_norm", "update_norm", "step_seconds"}
 SHOWN |= {"data_wait_seconds", "tokens_per_second", "mfu", "hbm_gib", "skipped", "target_tokens"}
@@ -62,8 +70,7 @@ def build_charts(runs: list[Run]) -> list[tuple[str, list[dict[str, Any]]]]:
                 lines.metric(
                     "Training loss", "nats per target token", "loss", format=".4f", wide=True, smooth=True, log=None
                 ),
-                lines.evals("Validation loss", "nats per target token", "loss"),
-                lines.evals("Validation bits per byte", "", "bits_per_byte"),
+                *([] if lines.crowded else lines.evals()),
                 lines.by_source("Training loss by source", "nats per target token", "loss_by_source"),
                 lines.by_source(
                     "Mixture weights",
@@ -76,6 +83,7 @@ def build_charts(runs: list[Run]) -> list[tuple[str, list[dict[str, Any]]]]:
                 ),
                 lines.by_source("Excess loss by source", "nats above the reference", "excess_by_source"),
                 *[lines.mixture(number) for number in range(len(runs))],
+                *(lines.evals_apart() if lines.crowded else []),
             ],
         ),
         (
@@ -134,9 +142,10 @@ def axis_knots(run: Run) -> dict[str, list[float]]:
     """Points that turn a step into tokens and hours by linear interpolation."""
     step, tokens = run.steps, run.column("tokens")
     keep = downsample(tokens)
-    start = [0.0] if len(step) and step[0] > 0 else []
+    start = {"step": run.first_step, "tokens": run.first_tokens, "hours": 0.0}
     columns = {"step": step, "tokens": tokens, "hours": run.hours}
-    return {name: start + _numbers(column[keep]) for name, column in columns.items()}
+    before = int(not len(step) or step[0] > run.first_step)
+    return {name: [float(start[name])] * before + _numbers(column[keep]) for name, column in columns.items()}
 
 
 class _Charts:
@@ -145,25 +154,51 @@ class _Charts:
     def __init__(self, runs: list[Run]):
         self.runs = runs
         self.sources = list(dict.fromkeys(name for run in runs for name in [*run.sources, *run.eval_sources]))
+        labels = [one.label for run in runs for one in run.held_out if one.weights]
+        self.dashed = [*self.sources, *dict.fromkeys(labels)]  # what dashes tell apart where colours stand for runs
 
     def metric(self, title: str, note: str, key: str, **look: Any) -> dict[str, Any]:
-        traces = [_trace(n, run.label, run.steps, run.column(key), n) for n, run in enumerate(self.runs)]
-        return _chart(title, note, traces, **look)
+        traces = [make_trace(n, run.label, run.steps, run.column(key), n) for n, run in enumerate(self.runs)]
+        return make_chart(title, note, traces, **look)
 
     def nonzero(self, title: str, note: str, key: str, **look: Any) -> dict[str, Any]:
         """A chart of what most runs do not have, and log as 0; without traces where no run has it."""
         chart = self.metric(title, note, key, **look)
         return chart if any(any(trace["y"]) for trace in chart["traces"]) else chart | {"traces": []}
 
-    def evals(self, title: str, note: str, key: str) -> dict[str, Any]:
-        traces = []
-        for number, run in enumerate(self.runs):
-            for source in run.eval_sources:
-                lines = run.eval_lines(source)
-                step = np.array([line["step"] for line in lines], np.float64)
-                y = np.array([np.nan if line.get(key) is None else line[key] for line in lines], np.float64)
-                traces.append(self._source_trace(number, source, step, y))
-        return _chart(title, note, traces, format=".4f", legend=True)
+    @property
+    def crowded(self) -> bool:
+        """Whether there are more held-out sources in several runs than dashes can tell apart."""
+        return len(self.runs) > 1 and len({one.label for run in self.runs for one in run.held_out}) > len(DASHES)
+
+    def evals(self) -> list[dict[str, Any]]:
+        """All held-out sources in one chart."""
+
+        def of(key: str) -> list[dict[str, Any] | None]:
+            return [
+                self._source_trace(number, one.name, one.steps, one.column(key), one.weights)
+                for number, run in enumerate(self.runs)
+                for one in run.held_out
+            ]
+
+        return [make_chart(title, note, of(key), format=".4f", legend=True) for title, note, key in HELD_OUT]
+
+    def evals_apart(self) -> list[dict[str, Any]]:
+        """A small chart for each held-out source."""
+        charts = []
+        for title, note, key in HELD_OUT:
+            sources: dict[str, list[dict[str, Any] | None]] = {}
+            for number, run in enumerate(self.runs):
+                for one in run.held_out:
+                    look = {"dash": AVERAGED} if one.weights else {}
+                    name = f"{run.label} · {one.label}"
+                    one_trace = make_trace(number, name, one.steps, one.column(key), number, **look)
+                    sources.setdefault(one.name, []).append(one_trace)
+            charts += [
+                make_chart(f"{title}: {source}", note, traces, format=".4f", small=True)
+                for source, traces in sources.items()
+            ]
+        return charts
 
     def by_source(self, title: str, note: str, key: str, **look: Any) -> dict[str, Any]:
         traces = [
@@ -172,7 +207,7 @@ class _Charts:
             for source in run.sources
             if len(self.sources) > 1
         ]
-        return _chart(title, note, traces, **{"format": ".4f", "legend": True, "smooth": True} | look)
+        return make_chart(title, note, traces, **{"format": ".4f", "legend": True, "smooth": True} | look)
 
     def mixture(self, number: int) -> dict[str, Any]:
         """Share of the tokens by source in each span of steps, of one run."""
@@ -189,18 +224,18 @@ class _Charts:
             step = np.concatenate([run.steps[:1] - np.diff(run.steps, prepend=0)[:2].min(), run.steps[edges[1:] - 1]])
             shares = np.concatenate([shares[:, :1], shares], axis=1)
             for source, share in zip(run.sources, shares, strict=True):
-                traces.append(_trace(number, source, step, share, self.sources.index(source)))
+                traces.append(make_trace(number, source, step, share, self.sources.index(source)))
         title = "Tokens by source" + (f": {run.label}" if len(self.runs) > 1 else "")
-        return _chart(title, "share of what was read", traces, format=".1%", tick=".3~p", legend=True, share=True)
+        return make_chart(title, "share of what was read", traces, format=".1%", tick=".3~p", legend=True, share=True)
 
     def skipped(self) -> dict[str, Any]:
         counts = [np.cumsum(np.nan_to_num(run.column("skipped"))) for run in self.runs]
         traces = [
-            _trace(number, run.label, run.steps, count, number)
+            make_trace(number, run.label, run.steps, count, number)
             for number, (run, count) in enumerate(zip(self.runs, counts, strict=True))
             if any(count.any() for count in counts)
         ]
-        return _chart("Skipped steps", "cumulative", traces, format=",.0f", shape="hv", zero=True)
+        return make_chart("Skipped steps", "cumulative", traces, format=",.0f", shape="hv", zero=True)
 
     def data_wait(self) -> dict[str, Any]:
         traces = []
@@ -209,34 +244,39 @@ class _Charts:
             share = np.divide(
                 run.column("data_wait_seconds"), seconds, out=np.full(len(seconds), np.nan), where=seconds > 0
             )
-            traces.append(_trace(number, run.label, run.steps, share, number))
-        return _chart(
+            traces.append(make_trace(number, run.label, run.steps, share, number))
+        return make_chart(
             "Waiting for data", "share of the step time", traces, format=".1%", tick=".3~p", smooth=True, zero=True
         )
 
-    def _source_trace(self, number: int, source: str, step: np.ndarray, y: np.ndarray) -> dict[str, Any]:
-        index = self.sources.index(source)
+    def _source_trace(
+        self, number: int, source: str, step: np.ndarray, y: np.ndarray, weights: str = ""
+    ) -> dict[str, Any] | None:
+        label = f"{source} ({weights})" if weights else source
         if len(self.runs) == 1:
-            return _trace(number, source, step, y, index)
-        look = {"source": source, "dash": DASHES[index % len(DASHES)]}
-        return _trace(number, f"{self.runs[number].label} · {source}", step, y, number, **look)
+            look = {"dash": AVERAGED} if weights else {}
+            return make_trace(number, label, step, y, self.sources.index(source), **look)
+        look = {"source": label, "dash": DASHES[self.dashed.index(label) % len(DASHES)]}
+        return make_trace(number, f"{self.runs[number].label} · {label}", step, y, number, **look)
 
 
-def _chart(title: str, note: str, traces: Iterable[dict[str, Any] | None], **look: Any) -> dict[str, Any]:
+def make_chart(title: str, note: str, traces: Iterable[dict[str, Any] | None], **look: Any) -> dict[str, Any]:
     look = {"format": ".4g", "log": False} | look
     return {"title": title, "note": note, "traces": [trace for trace in traces if trace], **look}
 
 
-def _trace(run: int, name: str, step: np.ndarray, y: np.ndarray, colour: int, **look: str) -> dict[str, Any] | None:
-    """A trace, or None when it has no finite value."""
+def make_trace(run: int, name: str, step: np.ndarray, y: np.ndarray, colour: int, **look: Any) -> dict[str, Any] | None:
+    """A trace, or None when it has no finite value; an `error` in `look` is one standard error for each value."""
     if not np.isfinite(y).any():
         return None
     keep = downsample(y)
-    trace = {"run": run, "name": name, "colour": colour, "step": _numbers(step[keep]), "y": _numbers(y[keep]), **look}
+    found = {"run": run, "name": name, "colour": colour, "step": _numbers(step[keep]), "y": _numbers(y[keep]), **look}
+    if "error" in look:
+        found["error"] = _numbers(look["error"][keep])
     if len(keep) < len(y):
         means = bucket_means(step, y)
-        trace["mean"] = {"step": _numbers(means[0]), "y": _numbers(means[1])}
-    return trace
+        found["mean"] = {"step": _numbers(means[0]), "y": _numbers(means[1])}
+    return found
 
 
 def _numbers(values: np.ndarray) -> list[float | None]:

@@ -10,16 +10,26 @@ import os
 from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from maxlm.errors import SaveError
 from maxlm.report.charts import axis_knots, build_charts, event_marks, event_text
 from maxlm.report.elements import document, swatch, table, tiles
+from maxlm.report.forgetting import (
+    began_from,
+    forgetting_charts,
+    forgetting_lead,
+    forgetting_tables,
+    forgotten,
+    signed,
+)
 from maxlm.report.mixture_page import mixture_section, read_mixture
 from maxlm.report.page import PALETTE, SCRIPT
 from maxlm.report.progress import compact, duration
 from maxlm.report.runs import Run, config_differences, read_runs
+from maxlm.report.tasks_page import task_charts, tasks_lead, tasks_tables
 
 ALIKE = 4  # events of one kind in a row that the table still lists one by one
 
@@ -33,16 +43,16 @@ def write_report(run_dirs: Sequence[str | Path], out: str | Path) -> Path:
     from plotly.offline import get_plotlyjs
 
     runs = read_runs([Path(path) for path in run_dirs])
-    sections = build_charts(runs)
+    sections = _sections(runs)
     data = {
         "palette": PALETTE,
         "runs": [{"label": run.label, "knots": axis_knots(run)} for run in runs],
         "events": event_marks(runs),
-        "charts": [chart for _, charts in sections for chart in charts],
+        "charts": [chart for section in sections for chart in section.charts],
     }
     body = [_header(runs), _summary(runs)]
     if sections:
-        body += [_controls(runs), *_chart_sections(sections)]
+        body += [_controls(runs), *_section_parts(sections)]
     else:
         body.append('<p class="soft">No step has been logged yet.</p>')
     body += [_mixtures(runs), _validation_table(runs), _event_table(runs), _configs(runs)]
@@ -54,6 +64,25 @@ def write_report(run_dirs: Sequence[str | Path], out: str | Path) -> Path:
         f"<script>{SCRIPT}</script>",
     ]
     return _write(Path(out), document(_title(runs), body + (script if sections else [])))
+
+
+class Section(NamedTuple):
+    """A part of the page: charts, and HTML in front of them and behind."""
+
+    title: str
+    charts: list[dict[str, Any]]  # large ones before small ones
+    lead: str = ""
+    tables: str = ""
+
+
+def _sections(runs: list[Run]) -> list[Section]:
+    """What was forgotten comes first, of runs that went on from a model; then curves of training, and tasks."""
+    found = [Section(title, charts) for title, charts in build_charts(runs)]
+    if charts := forgetting_charts(runs):
+        found.insert(0, Section("Forgetting", charts, forgetting_lead(runs), forgetting_tables(runs)))
+    if tables := tasks_tables(runs):
+        found.insert(1 + bool(charts), Section("Tasks", task_charts(runs), tasks_lead(runs), tables))
+    return found
 
 
 def _write(out: Path, text: str) -> Path:
@@ -80,6 +109,8 @@ def _header(runs: list[Run]) -> str:
     if times := [event["time"] for event in run.events if "time" in event]:
         parts.append(f"{escape(_clock(times[0]))} to {escape(_clock(times[-1]))} UTC")
     parts += [escape(text) for text in (_hardware(run), _versions(run)) if text]
+    model, done = began_from(run)
+    parts += [f"began from {model}" + (f" ({escape(done)})" if done else "")] if model else []
     return f'<h1>{escape(run.label)}</h1><div class="soft">{" &nbsp;·&nbsp; ".join(parts)}</div>'
 
 
@@ -106,8 +137,8 @@ def _clock(time: str) -> str:
     return time[:19].replace("T", "\N{NO-BREAK SPACE}")
 
 
-def _figures(run: Run) -> list[tuple[str, str, str]]:
-    """(label, value, small print) of what sums a run up."""
+def _figures(run: Run, alone: bool) -> list[tuple[str, str, str]]:
+    """(label, value, small print) of what sums a run up; `alone` on a page that compares none."""
     last = run.lines[-1] if run.lines else {}
     losses = run.last_losses
     skipped = int(np.nansum(run.column("skipped"))) if run.lines else 0
@@ -123,7 +154,18 @@ def _figures(run: Run) -> list[tuple[str, str, str]]:
             f"mean of the last {len(losses)} lines" if len(losses) > 1 else "last line",
         ),
         *_validation_figures(run),
+        *(_forgetting_figures(run) if alone else ()),
         *_speed_figures(run),
+    ]
+
+
+def _forgetting_figures(run: Run) -> list[tuple[str, str, str]]:
+    found = forgotten(run)
+    names = {"old": ("Forgotten", 1), "new": ("Learned", -1)}
+    return [
+        (name, signed(sign * found[domain].since[-1]), "bits per byte since start")
+        for domain, (name, sign) in names.items()
+        if domain in found
     ]
 
 
@@ -158,16 +200,22 @@ def _median(values: np.ndarray) -> float | None:
 
 
 def _summary(runs: list[Run]) -> str:
-    figures = [_figures(run) for run in runs]
+    figures = [_figures(run, len(runs) == 1) for run in runs]
     if len(runs) == 1:
         return tiles(figures[0])
     head = ["Run", "Status", *[label for label, _, _ in figures[0]]]
     rows = [
-        [f"{swatch(number)}{escape(run.label)}<small>{escape(_hardware(run))}</small>", _status(run)]
+        [f"{swatch(number)}{escape(run.label)}<small>{_hints(run)}</small>", _status(run)]
         + [escape(value) for _, value, _ in figures[number]]
         for number, run in enumerate(runs)
     ]
     return table(head, rows, numbers=range(2, len(head)))
+
+
+def _hints(run: Run) -> str:
+    model, _ = began_from(run)
+    parts = [escape(_hardware(run)), f"from {model}" if model else ""]
+    return "<br>".join(part for part in parts if part)
 
 
 def _controls(runs: list[Run]) -> str:
@@ -194,16 +242,19 @@ def _controls(runs: list[Run]) -> str:
     )
 
 
-def _chart_sections(sections: list[tuple[str, list[dict]]]) -> Iterable[str]:
+def _section_parts(sections: list[Section]) -> Iterable[str]:
     numbers = itertools.count()
-    for title, charts in sections:
-        figures = (
-            f'<figure class="card{" wide" if chart.get("wide") else ""}"><figcaption>{escape(chart["title"])}'
-            f"<span>{escape(chart['note'])}</span></figcaption>"
-            f'<div class="plot" data-chart="{next(numbers)}"></div></figure>'
-            for chart in charts
-        )
-        yield f'<h2>{title}</h2><section class="charts">{"".join(figures)}</section>'
+    for section in sections:
+        yield f"<h2>{section.title}</h2>{section.lead}"
+        for small, charts in itertools.groupby(section.charts, key=lambda chart: bool(chart.get("small"))):
+            figures = (
+                f'<figure class="card{" wide" if chart.get("wide") else ""}"><figcaption>{escape(chart["title"])}'
+                f"<span>{escape(chart['note'])}</span></figcaption>"
+                f'<div class="plot" data-chart="{next(numbers)}"></div></figure>'
+                for chart in charts
+            )
+            yield f'<section class="charts{" small" if small else ""}">{"".join(figures)}</section>'
+        yield section.tables
 
 
 def _mixtures(runs: list[Run]) -> str:
@@ -218,13 +269,13 @@ def _mixtures(runs: list[Run]) -> str:
 def _validation_table(runs: list[Run]) -> str:
     rows = []
     for number, run in enumerate(runs):
-        for source in run.eval_sources:
-            lines = [line for line in run.eval_lines(source) if line.get("loss") is not None]
+        for one in run.held_out:
+            lines = [line for line in one.lines if line.get("loss") is not None]
             if not lines:
                 continue
             best, last = min(lines, key=lambda line: line["loss"]), lines[-1]
             cells = [f"{swatch(number)}{escape(run.label)}"] if len(runs) > 1 else []
-            cells += [escape(source), f"{best['loss']:.4f}", f"{best['step']:,}", f"{last['loss']:.4f}"]
+            cells += [escape(one.label), f"{best['loss']:.4f}", f"{best['step']:,}", f"{last['loss']:.4f}"]
             bits = last.get("bits_per_byte")
             cells += [f"{math.exp(last['loss']):,.2f}" if last["loss"] < 700 else "–"]
             rows.append([*cells, f"{bits:.4f}" if bits is not None else "–", f"{last['step']:,}"])

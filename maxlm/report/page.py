@@ -18,7 +18,8 @@ h2 { font-size: 17px; margin: 36px 0 12px; }
 .status { font-size: 13px; font-weight: 600; white-space: nowrap; }
 .status::before { content: ""; display: inline-block; width: 8px; height: 8px; border-radius: 50%;
   background: currentColor; margin-right: 6px; }
-.finished { color: var(--good); } .preempted, .unfinished { color: var(--warn); } .diverged { color: var(--bad); }
+.finished, .good { color: var(--good); } .preempted, .unfinished { color: var(--warn); }
+.diverged, .bad { color: var(--bad); }
 .card { background: var(--card); border: 1px solid var(--line); border-radius: 8px; }
 .tiles { display: grid; grid-template-columns: repeat(auto-fill, minmax(165px, 1fr)); gap: 1px; margin: 20px 0 0;
   overflow: hidden; }
@@ -55,7 +56,13 @@ figure { margin: 0; padding: 14px 8px 4px; }
 figure.wide { grid-column: 1 / -1; }
 figcaption { padding: 0 10px; font-weight: 600; }
 figcaption span { font-weight: 400; font-size: 12px; color: var(--soft); margin-left: 6px; }
-.plot { height: 250px; } .wide .plot { height: 370px; }
+.plot { height: 250px; } .wide .plot { height: 370px; } .small .plot { height: 175px; }
+.charts + .charts { margin-top: 16px; }
+.charts.small { grid-template-columns: repeat(auto-fit, minmax(250px, 1fr)); gap: 12px; }
+.small figcaption { overflow-wrap: anywhere; line-height: 1.3; }
+.small figcaption span { display: block; margin: 0; }
+select { font: inherit; color: var(--ink); background: var(--card); border: 1px solid var(--line); border-radius: 6px;
+  padding: 2px 6px; }
 details { padding: 10px 16px; margin: 12px 0; }
 summary { cursor: pointer; font-weight: 600; }
 pre { overflow: auto; font: 12px/1.5 ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace; }
@@ -66,6 +73,7 @@ pre { overflow: auto; font: 12px/1.5 ui-monospace, "SF Mono", Menlo, Consolas, "
 .mixture path { stroke: var(--ink); stroke-width: 1; } .mixture .now path { stroke-dasharray: 3 3; }
 .legend { display: flex; flex-wrap: wrap; gap: 2px 22px; padding-top: 8px; font-size: 12px; color: var(--soft); }
 @media (max-width: 760px) { .charts { grid-template-columns: minmax(0, 1fr); } main { padding: 20px 14px; }
+  .charts.small { grid-template-columns: repeat(auto-fit, minmax(160px, 1fr)); }
   .bar { margin: 20px -14px 0; padding: 10px 14px; } .bar .hint { display: none; } }
 @media print { .bar { display: none; } figure, .tiles { break-inside: avoid; } }
 """
@@ -75,14 +83,15 @@ PALETTE = ("#3b7cf2", "#e8710a", "#12a27a", "#c2338f", "#8a63d2", "#0c9bb8", "#b
 SCRIPT = """
 "use strict";
 const data = JSON.parse(document.getElementById("data").textContent);
-const state = { axis: "step", smoothing: 0.25, logX: false, logY: false, events: true, hidden: new Set(), range: null };
+const state = { axis: "step", smoothing: 0.25, logX: false, logY: false, events: true, hidden: new Set(), range: null,
+  metric: "" };
 const dark = matchMedia("(prefers-color-scheme: dark)");
 const AXES = {
   step: { title: axisTitle("step"), hoverformat: ",.0f" },
   tokens: { title: axisTitle("tokens") },
   hours: { title: axisTitle("hours in training steps"), hoverformat: ".4~g" },
 };
-const bad = new Set(["skipped", "rewind", "diverged"]);
+const KINDS = { skipped: "--bad", rewind: "--bad", diverged: "--bad", initialised: "--accent", forked: "--accent" };
 function axisTitle(text) { return { text, standoff: 6, font: { size: 11 } }; }
 const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 const escape = (text) => text.replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
@@ -128,19 +137,23 @@ function lineTrace(chart, trace, steps, y, look) {
     line: { color: data.palette[trace.colour % data.palette.length], dash, width: 1.8,
       shape: chart.shape || "linear" },
     hovertemplate: `%{y:${chart.format}} at step %{customdata:,.0f}<extra>${escape(trace.name)}</extra>`,
-    showlegend: Boolean(chart.legend) && trace.dash === undefined, ...look,
+    ...(trace.error ? { error_y: { array: trace.error, thickness: 1, width: 0 } } : {}),
+    showlegend: Boolean(chart.legend) && trace.source === undefined, ...look,
   };
 }
 
 // Where colours stand for runs, the legend names the dashes of the sources.
 function dashes(chart) {
-  const found = new Map(chart.traces.filter((trace) => trace.dash).map((trace) => [trace.source, trace.dash]));
+  const found = new Map(chart.traces.filter((trace) => trace.source).map((trace) => [trace.source, trace.dash]));
   return [...found].map(([source, dash]) => ({ type: "scatter", mode: "lines", x: [null], y: [null],
     name: escape(source), line: { color: css("--soft"), dash, width: 1.8 } }));
 }
 
+// What a chart of several metrics shows of its traces and levels: those of the chosen metric.
+const chosen = (chart) => (one) => !one.metric || one.metric === (state.metric || chart.main);
+
 function curves(chart) {
-  const shown = chart.traces.filter((trace) => !state.hidden.has(trace.run));
+  const shown = chart.traces.filter((trace) => !state.hidden.has(trace.run)).filter(chosen(chart));
   return shown.flatMap((trace) => {
     if (chart.share)
       return [lineTrace(chart, trace, trace.step, trace.y, { stackgroup: "share", mode: "lines", line: { width: 0 },
@@ -155,12 +168,22 @@ function curves(chart) {
   });
 }
 
+// Lines across the chart: the base line that curves begin at, and what guessing gives.
+function levels(chart) {
+  const found = (chart.levels || []).filter(chosen(chart));
+  const line = (level) => ({ type: "line", xref: "paper", x0: 0, x1: 1, y0: level.y, y1: level.y, layer: "between",
+    line: { color: css(level.base ? "--ink" : "--soft"), width: 1.4, dash: level.base ? "solid" : "dot" } });
+  const text = (level) => ({ xref: "paper", x: 1, xanchor: "left", y: level.y, yanchor: "middle", text: level.text,
+    showarrow: false, font: { size: 10, color: css("--soft") } });
+  return { shapes: found.map(line), annotations: found.map(text) };
+}
+
 // Events are a dotted line over the height of the chart, with a mark at its top to point at.
 function marks(chart) {
-  if (!state.events || chart.share) return [];
-  return [true, false].flatMap((isBad) => {
-    const events = data.events.filter((e) => bad.has(e.kind) === isBad && !state.hidden.has(e.run));
-    const x = events.map((e) => place(e.run, e.step)), color = css(isBad ? "--bad" : "--warn");
+  if (!state.events || chart.share || chart.small) return [];
+  return ["--bad", "--warn", "--accent"].flatMap((look) => {
+    const events = data.events.filter((e) => (KINDS[e.kind] || "--warn") === look && !state.hidden.has(e.run));
+    const x = events.map((e) => place(e.run, e.step)), color = css(look);
     const common = { type: "scatter", yaxis: "y2", showlegend: false };
     return [
       { ...common, mode: "lines", hoverinfo: "skip", line: { color, width: 1, dash: "dot" }, opacity: 0.6,
@@ -186,9 +209,12 @@ function yRange(chart, traces, log) {
       low = Math.min(low, value); high = Math.max(high, value);
     });
   if (low > high) return log ? [-1, 1] : [0, 1];
+  (chart.levels || []).filter(chosen(chart)).forEach(({ y }) => { low = Math.min(low, y); high = Math.max(high, y); });
   if (log) { low = Math.log10(low); high = Math.log10(high); }
   else if (chart.zero) low = Math.min(low, 0);
-  const pad = (high - low || Math.abs(high) || 1) * 0.06;
+  // Where all values are the same but for rounding, their size says how much room there is.
+  const size = Math.max(Math.abs(low), Math.abs(high));
+  const pad = (high - low > 1e-9 * size ? high - low : size || 1) * 0.06;
   return [chart.zero && low === 0 ? 0 : low - pad, high + pad];
 }
 
@@ -216,15 +242,17 @@ function draw(plot) {
   const grid = { gridcolor: css("--line"), zeroline: false, linecolor: css("--line"), tickcolor: css("--line") };
   const x = xRange(), y = yRange(chart, traces, log);
   const layout = {
-    margin: { l: 58, r: 14, t: 12, b: 40 }, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
+    ...levels(chart), paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
+    margin: { ...(chart.small ? { l: 48, t: 8, b: 26 } : { l: 58, t: 12, b: 40 }),
+      r: chart.levels?.length ? 44 : chart.small ? 10 : 14 },
     font: { family: "inherit", size: 12, color: css("--soft") }, dragmode: "zoom", hovermode: "x", hoverdistance: 8,
     hoverlabel: { font: { size: 12 }, namelength: 40, align: "left" },
     legend: { orientation: "h", y: -0.22, x: 0, yanchor: "top", traceorder: "normal", itemclick: false,
       itemdoubleclick: false },
     xaxis: { ...grid, exponentformat: "B", type: state.logX ? "log" : "linear", range: x,
-      ...(state.logX ? logTicks(x) : {}), ...AXES[state.axis] },
-    yaxis: { ...grid, type: log ? "log" : "linear", range: y, ...(log ? logTicks(y) : {}), fixedrange: true, nticks: 7,
-      tickformat: chart.tick || ".4~g" },
+      ...(state.logX ? logTicks(x) : {}), ...AXES[state.axis], ...(chart.small ? { title: {}, nticks: 4 } : {}) },
+    yaxis: { ...grid, type: log ? "log" : "linear", range: y, ...(log ? logTicks(y) : {}), fixedrange: true,
+      nticks: chart.small ? 5 : 7, tickformat: chart.tick || ".4~g" },
     yaxis2: { overlaying: "y", range: [0, 1], visible: false, fixedrange: true },
   };
   plot.closest("figure").hidden = !traces.length;
@@ -268,6 +296,17 @@ function start() {
   document.querySelectorAll("[data-switch]").forEach((box) => box.addEventListener("change", () => {
     state[box.dataset.switch] = box.checked; redraw();
   }));
+  document.getElementById("metric")?.addEventListener("change", (change) => {
+    state.metric = change.target.value;
+    document.querySelectorAll("tr[data-metric]").forEach((row) => {
+      row.hidden = state.metric ? row.dataset.metric !== state.metric : !("main" in row.dataset);
+    });
+    document.querySelectorAll("details.topics").forEach((part) => {
+      part.hidden = !part.querySelector("tbody tr:not([hidden])");
+    });
+    redraw();
+    dispatchEvent(new Event("resize")); // those that stay have another width
+  });
   document.getElementById("smoothing").addEventListener("input", (change) => {
     state.smoothing = Number(change.target.value);
     document.getElementById("smoothing-value").textContent = state.smoothing ? `${state.smoothing}%` : "off";

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from maxlm.errors import DataError
+from maxlm.report import evaluations
 from maxlm.report.metrics import EVAL, EVENTS, METRICS, read_lines
 
 ENDINGS = {"finished": "finished", "preempted": "preempted", "diverged": "diverged"}
@@ -21,22 +22,36 @@ class Run:
     label: str
     config_text: str
     lines: list[dict[str, Any]]  # ascending steps
-    evals: list[dict[str, Any]]
+    evals: list[dict[str, Any]]  # as they were written
     events: list[dict[str, Any]]
 
     @cached_property
     def config(self) -> dict[str, str]:
         """Dotted key -> value as text; lists are one value."""
+        return dict(_flatten("", self._yaml))
+
+    @cached_property
+    def domains(self) -> dict[str, str]:
+        """Held-out source -> "old" or "new", of those that have a domain."""
+        found: Any = self._yaml
+        for key in ("data", "validation"):
+            found = found.get(key) if isinstance(found, dict) else None
+        sources = found.items() if isinstance(found, dict) else ()
+        named = {str(name): source.get("domain") for name, source in sources if isinstance(source, dict)}
+        return {name: domain for name, domain in named.items() if domain in ("old", "new")}
+
+    @cached_property
+    def _yaml(self) -> Any:
         import yaml
 
         try:
-            return dict(_flatten("", yaml.safe_load(self.config_text) or {}))
+            return yaml.safe_load(self.config_text) or {}
         except yaml.YAMLError:
             return {}
 
     def column(self, *keys: str) -> np.ndarray:
         """One float64 per line of metrics.jsonl, NaN where the value is null or missing."""
-        return _column(self.lines, keys)
+        return evaluations.column(self.lines, *keys)
 
     @cached_property
     def steps(self) -> np.ndarray:
@@ -48,11 +63,35 @@ class Run:
         return list(dict.fromkeys(name for line in self.lines for name in line.get("loss_by_source") or {}))
 
     @cached_property
-    def eval_sources(self) -> list[str]:
-        return list(dict.fromkeys(str(line.get("source", "all")) for line in self.evals))
+    def held_out(self) -> list[evaluations.Series]:
+        return evaluations.held_out(self.evals)
 
-    def eval_lines(self, source: str) -> list[dict[str, Any]]:
-        return [line for line in self.evals if str(line.get("source", "all")) == source]
+    @cached_property
+    def tasks(self) -> list[evaluations.Series]:
+        return evaluations.tasks(self.evals)
+
+    @cached_property
+    def eval_sources(self) -> list[str]:
+        return list(dict.fromkeys(one.name for one in self.held_out))
+
+    @cached_property
+    def began(self) -> Mapping[str, Any]:
+        """The event that says which model the run began from; empty where it began from none."""
+        return self.last_event("initialised", "forked")
+
+    @cached_property
+    def first_step(self) -> int:
+        """The step that it began with, which is above 0 in a branch of another run."""
+        return self.last_event("forked").get("step", 0)
+
+    @cached_property
+    def first_tokens(self) -> float:
+        """The slots that its model had read in that step, as far as the lines tell."""
+        before = [line["tokens"] for line in self.evals if line["step"] == self.first_step and line.get("tokens")]
+        first = next((line for line in self.lines if line.get("tokens")), None)
+        if not self.first_step or not (before or first):
+            return 0.0
+        return float(before[0] if before else first["tokens"] * self.first_step / first["step"])
 
     @cached_property
     def status(self) -> str:
@@ -62,8 +101,8 @@ class Run:
 
     @cached_property
     def hours(self) -> np.ndarray:
-        """Hours spent in training steps up to each line."""
-        seconds = np.nan_to_num(self.column("step_seconds")) * np.diff(self.steps, prepend=0)
+        """Hours that this run spent in training steps up to each line."""
+        seconds = np.nan_to_num(self.column("step_seconds")) * np.diff(self.steps, prepend=self.first_step)
         return np.cumsum(seconds) / 3600
 
     @cached_property
@@ -78,10 +117,11 @@ class Run:
         """(step, loss, bits per byte) of every evaluation over all its sources, weighted by their target tokens and
         bytes; sources count alike where those are missing."""
         steps: dict[int, list[dict[str, Any]]] = {}
-        for line in self.evals:
+        for line in (line for one in self.held_out if not one.weights for line in one.lines):
             steps.setdefault(line["step"], []).append(line)
         means = [
-            (s, _mean(at, "loss", "target_tokens"), _mean(at, "bits_per_byte", "bytes")) for s, at in steps.items()
+            (step, _mean(at, "loss", "target_tokens"), _mean(at, "bits_per_byte", "bytes"))
+            for step, at in sorted(steps.items())
         ]
         return [(step, loss, bits) for step, loss, bits in means if math.isfinite(loss)]
 
@@ -121,17 +161,8 @@ def config_differences(runs: list[Run]) -> list[tuple[str, list[str]]]:
     return [(key, values) for key, values in rows if len(set(values)) > 1]
 
 
-def _column(lines: list[dict[str, Any]], keys: tuple[str, ...]) -> np.ndarray:
-    def value(line: Any) -> float:
-        for key in keys:
-            line = line.get(key) if isinstance(line, dict) else None
-        return float(line) if isinstance(line, int | float) else math.nan
-
-    return np.array([value(line) for line in lines], np.float64)
-
-
 def _mean(lines: list[dict[str, Any]], key: str, weight: str) -> float:
-    values, weights = _column(lines, (key,)), _column(lines, (weight,))
+    values, weights = evaluations.column(lines, key), evaluations.column(lines, weight)
     if not np.all(weights > 0):
         weights = np.ones_like(values)
     return float(np.sum(values * weights) / np.sum(weights))

@@ -168,6 +168,36 @@ def test_shares_of_the_mixture_sum_to_one(make_run):
     np.testing.assert_allclose(traces[0]["y"], 0.75)
 
 
+def test_averaged_parameters_are_dashed_curves_of_their_own(make_run):
+    evals = [eval_line(step, "web", 4.0 - step / 10) | more for step in (10, 20) for more in ({}, {"weights": "ema"})]
+    one, two = make_run("one", evals=evals), make_run("two", evals=evals[:1])
+    traces = charts_of(one)["Validation loss"]["traces"]
+    assert [(trace["name"], trace.get("dash")) for trace in traces] == [("web", None), ("web (ema)", "dash")]
+    assert traces[0]["colour"] == traces[1]["colour"] and "source" not in traces[1]
+    traces = charts_of(one, two)["Validation loss"]["traces"]
+    assert [(trace["run"], trace["source"]) for trace in traces] == [(0, "web"), (0, "web (ema)"), (1, "web")]
+    assert traces[0]["dash"] == traces[2]["dash"] != traces[1]["dash"]
+    assert ">web (ema)<" in report(one)
+
+
+def test_held_out_sources_that_dashes_cannot_tell_apart_have_small_charts(make_run):
+    evals = [eval_line(step, f"held{number}", 1.0 + number) for step in (10, 20) for number in range(7)]
+    one, two = make_run("one", evals=evals), make_run("two", evals=evals)
+    assert len(charts_of(one)["Validation loss"]["traces"]) == 7
+    charts = charts_of(one, two)
+    assert "Validation loss" not in charts
+    for number in range(7):
+        chart = charts[f"Validation loss: held{number}"]
+        assert chart["small"] and [trace["run"] for trace in chart["traces"]] == [0, 1]
+        assert all(trace["y"] == [1.0 + number] * 2 for trace in chart["traces"])
+
+
+def test_a_run_that_has_only_been_evaluated_has_a_place_for_it(make_run):
+    data = page_data(report(make_run(steps=(), evals=[eval_line(0, "web", 4.0)])))
+    assert data["runs"][0]["knots"] == {"step": [0], "tokens": [0], "hours": [0]}
+    assert data["charts"][0]["traces"][0]["step"] == [0]
+
+
 def test_weights_of_a_dynamic_mixture_have_a_chart_where_a_run_has_them(make_run):
     fixed, dynamic = make_run("fixed"), make_run("dynamic", steps=[10, 20])
     path = dynamic / METRICS
