@@ -7,7 +7,16 @@ import pytest
 from maxlm.plan.plan import make_plan
 from maxlm.plan.request import request
 
-LAPTOP = ("quickstart", "doremi", "curriculum", "llama3-syne", "yulan-mini")
+LAPTOP = (
+    "quickstart",
+    "doremi",
+    "curriculum",
+    "anneal",
+    "llama3-syne",
+    "yulan-mini",
+    "continue-chinese",
+    "long-context",
+)
 FILES = sorted((Path(__file__).parents[2] / "configs/runs").glob("*.yaml"))
 RUNS = [path for path in FILES if not path.stem.startswith(LAPTOP)]
 
@@ -15,6 +24,8 @@ RUNS = [path for path in FILES if not path.stem.startswith(LAPTOP)]
 def test_the_usual_hardware_has_runs() -> None:
     expected = {
         "llama3-8b": ("v5e-256", "v5p-128", "v6e-64", "h100x8", "h100x64"),
+        "llama3-8b-syne": ("v5p-128",),
+        "llama3-8b-128k": ("v5p-128",),
         "llama3-70b": ("v5p-256", "v6e-256", "h100x256"),
         "llama3-405b": ("v5p-2048", "h100x1024"),
         "mixtral-8x7b": ("v5p-128", "h100x64"),
