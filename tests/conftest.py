@@ -6,6 +6,8 @@ from pathlib import Path
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Unoptimised programs compile four times faster, and compiles are most of the suite's time.
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+# A device that waits for another on a busy machine is not stuck yet after XLA's 40 s.
+os.environ["XLA_FLAGS"] += " --xla_cpu_collective_call_terminate_timeout_seconds=300"
 os.environ["JAX_DEFAULT_MATMUL_PRECISION"] = "highest"
 os.environ["NPROC"] = "32"  # threads for the 8 devices (see maxlm/parallel/runtime.py)
 # Tests compile the same programs again and again, and so do the processes that they start.
