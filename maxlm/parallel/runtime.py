@@ -26,7 +26,7 @@ def setup(joined: ProcessesConfig | None = None) -> None:
     `joined`, come together with the other processes of the command first."""
     # These two are read when a device is first touched.
     if virtual := _virtual_devices():
-        os.environ.setdefault("NPROC", str(THREADS_PER_VIRTUAL_DEVICE * virtual))
+        os.environ.setdefault("NPROC", str(max(os.cpu_count() or 1, THREADS_PER_VIRTUAL_DEVICE * virtual)))
     os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", str(GPU_MEMORY_FRACTION))
     if joined:
         processes.join(joined)

@@ -36,3 +36,12 @@ def test_many_programs_in_flight_on_virtual_devices_do_not_stop_each_other() -> 
     chosen["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
     done = subprocess.run([sys.executable, "-c", MANY_PROGRAMS], env=chosen, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_few_virtual_devices_keep_a_thread_for_every_core() -> None:
+    asked = "import os; os.cpu_count = lambda: 64; from maxlm.parallel import runtime; runtime.setup()"
+    chosen = {key: value for key, value in os.environ.items() if key not in ("NPROC", "XLA_FLAGS")}
+    for devices, threads in (("1", "64"), ("32", "128")):
+        command = [sys.executable, "-c", asked + "; print(os.environ['NPROC'])"]
+        env = chosen | {"JAX_NUM_CPU_DEVICES": devices}
+        assert subprocess.run(command, env=env, capture_output=True, text=True, check=True).stdout.strip() == threads
